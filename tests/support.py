@@ -1,0 +1,66 @@
+"""What several test folders share: waiting for a condition, and free ports on loopback."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import socket
+import time
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def eventually(
+    probe: Callable[[], T],
+    *,
+    timeout: float = 10.0,
+    every: float = 0.02,
+    what: str | None = None,
+    ignore: tuple[type[BaseException], ...] = (),
+) -> T:
+    """Call `probe` until it returns something true and return that; fail after `timeout` seconds.
+
+    This is how tests wait: for the condition, not for a time. Exceptions in `ignore` count as "not yet".
+    """
+    deadline = time.monotonic() + timeout
+    last: object = None
+    while True:
+        try:
+            last = probe()
+            if last:
+                return last  # type: ignore[return-value]
+        except ignore as error:
+            last = error
+        if time.monotonic() >= deadline:
+            name = what or inspect.getsource(probe).strip()
+            raise AssertionError(f"not within {timeout} s: {name} (last: {last!r})")
+        time.sleep(every)
+
+
+async def eventually_async(
+    probe: Callable[[], T | Awaitable[T]],
+    *,
+    timeout: float = 10.0,  # noqa: ASYNC109 - the whole point is a deadline with a message of its own
+    every: float = 0.01,
+    what: str | None = None,
+) -> T:
+    """As `eventually`, inside a running event loop; `probe` may be a coroutine function."""
+    deadline = time.monotonic() + timeout
+    while True:
+        last = probe()
+        if inspect.isawaitable(last):
+            last = await last
+        if last:
+            return last
+        if time.monotonic() >= deadline:
+            raise AssertionError(f"not within {timeout} s: {what or probe!r} (last: {last!r})")
+        await asyncio.sleep(every)
+
+
+def free_port() -> int:
+    """Return a TCP port on loopback that nothing listens on at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
