@@ -22,3 +22,43 @@ lint: venv  ## ruff (all rules) and mypy (strict)
 
 test-unit: venv  ## unit tests: under a minute, no root
 	$(PYTEST) tests/unit
+
+test-contract: venv  ## an Ollama (simulated, or OLLAMA_BIN=...) against its contract; the proxy with real clients
+	$(PYTEST) tests/contract tests/proxy
+
+test-lab: venv  ## real systemd hosts: the lab itself, the deploys, the leak test (root on Linux)
+	@scripts/need-root.sh test-lab
+	$(PYTEST) tests/lab
+
+test-molecule: venv  ## molecule: a lab host converged twice by the deploys, verified through the proxy
+	@scripts/need-root.sh test-molecule
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/molecule test --scenario-name default
+
+test: lint test-unit test-contract test-lab test-molecule  ## everything, under 30 minutes on two cores
+
+demo: venv  ## boot a lab of three hosts, provision it, chat through the proxy (KEEP=1 leaves it up)
+	@scripts/need-root.sh demo
+	@$(BIN)/python -m lab.demo $(if $(KEEP),--keep)
+
+bench: venv  ## the proxy beside its peers, in one run
+	@scripts/need-root.sh bench
+	$(BIN)/python bench/wire_quick.py
+
+docs: venv  ## generate docs/reference from the schemas and the programs themselves
+	$(BIN)/python scripts/docs.py
+
+LAB ?= lab
+HOSTS ?= 3
+PROFILE ?= profiles/mixed.yaml
+
+lab-up: venv  ## boot the lab (LAB=name HOSTS=3 PROFILE=profiles/mixed.yaml)
+	$(BIN)/python -m lab up --name $(LAB) --hosts $(HOSTS) --profile $(PROFILE)
+
+lab-down: venv  ## take the lab down and leave nothing behind
+	$(BIN)/python -m lab down --name $(LAB)
+
+clean:  ## remove what the targets made (the lab's cache under /var/cache stays: CACHE=1 removes it too)
+	@if [ -x $(BIN)/python ] && [ "$$(id -u)" = 0 ] && [ -d /var/lib/drover-lab ]; then \
+	  for lab in $$(ls /var/lib/drover-lab); do $(BIN)/python -m lab down --name "$$lab"; done; fi
+	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build
+	@if [ -n "$(CACHE)" ]; then rm -rf /var/cache/drover-lab; fi
