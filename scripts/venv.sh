@@ -2,7 +2,9 @@
 # Makes .venv from the lock, with both distributions in it. Does nothing when it is already that.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-want=$(cat requirements.lock pyproject.toml proxy/pyproject.toml scripts/venv.sh | sha256sum | cut -d' ' -f1)
+# What the environment is made from: the lock, and of pyproject.toml all that stands before the tools' settings.
+want=$({ cat requirements.lock proxy/pyproject.toml scripts/venv.sh; sed '/^\[tool\.ruff/,$d' pyproject.toml; } \
+  | sha256sum | cut -d' ' -f1)
 if [ -x .venv/bin/drover-proxy ] && [ "$(cat .venv/.made-from 2>/dev/null)" = "$want" ] \
     && [ "$(cat .venv/.made-at 2>/dev/null)" = "$PWD" ]; then
   exit 0
