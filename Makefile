@@ -1,6 +1,8 @@
 # Every target sets up what it needs. `make help` lists them.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
+# The targets share one lab and one .venv: never side by side, even under -j.
+.NOTPARALLEL:
 .PHONY: help venv lock lint test test-unit test-contract test-lab test-molecule demo bench docs lab-up lab-down clean
 
 BIN := .venv/bin
