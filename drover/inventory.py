@@ -1,8 +1,8 @@
 """A fleet's folder, read as Ansible reads it: hosts.yml, group_vars/, host_vars/, and ansible-vault values.
 
 The order of precedence is Ansible's: variables of groups in hosts.yml, then group_vars/all, then the other
-group_vars by depth, priority and name, then the host's in hosts.yml, then host_vars. A later value replaces an
-earlier one as a whole.
+group_vars by depth, priority and name, then the host's in hosts.yml, then host_vars. A later value replaces
+an earlier one as a whole.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from drover.checks import redact
+from drover.ansible_core import expand_hostname_range
+from drover.checks import nearest_of, redact
 from drover.connection import pyinfra_data
 from drover.errors import DroverError, FleetError, Problem, report
 from drover.schema import load_defaults, load_options
@@ -134,7 +135,8 @@ class _Reader:
         path = self.folder / "hosts.yml"
         if not path.is_file():
             raise FleetError(
-                f"{path}: no such file. Next: write the fleet's hosts into it, as in inventories/example/hosts.yml."
+                f"{path}: no such file. "
+                "Next: write the fleet's hosts into it, as in inventories/example/hosts.yml."
             )
         tree = load(path, self.vault) or {}
         if not isinstance(tree, dict):
@@ -237,8 +239,6 @@ class _Reader:
             for entry in sorted(folder.iterdir()) if folder.is_dir() else []:
                 name = entry.name if entry.is_dir() else entry.stem
                 if not entry.name.startswith(".") and name not in known and entry.name not in known:
-                    from drover.checks import nearest_of  # noqa: PLC0415 - only for the message
-
                     near = nearest_of(name, sorted(known))
                     hint = f" Nearest: {near}." if near else ""
                     what = "group" if kind == "group_vars" else "host"
@@ -249,10 +249,7 @@ def _expand(pattern: str) -> list[str]:
     """Expand a range as Ansible does: gpu[01:10]."""
     if "[" not in pattern:
         return [pattern]
-    from ansible.plugins.inventory import expand_hostname_range  # noqa: PLC0415 - slow, seldom needed
-
-    names: list[str] = expand_hostname_range(pattern)
-    return names
+    return expand_hostname_range(pattern)
 
 
 def pyinfra_groups(folder: str | Path) -> dict[str, list[Any]]:
@@ -264,17 +261,15 @@ def pyinfra_groups(folder: str | Path) -> dict[str, list[Any]]:
     try:
         fleet = Fleet.load(folder)
         problems = fleet.problems()
-        if problems:
-            raise DroverError(report(problems))
-        entries = {
-            name: (name, {**pyinfra_data(host.variables, fleet.folder), "drover": fleet.host_vars(name)})
-            for name, host in fleet.hosts.items()
-        }
     except DroverError as error:
         sys.stderr.write(f"{error}\n")
         raise SystemExit(1) from None
-    groups: dict[str, list[Any]] = {"all": list(entries.values())}
-    for name, members in fleet.groups.items():
-        if name != "all" and members:
-            groups[name] = members
-    return groups
+    if problems:
+        sys.stderr.write(f"{report(problems)}\n")
+        raise SystemExit(1)
+    entries = {
+        name: (name, {**pyinfra_data(host.variables, fleet.folder), "drover": fleet.host_vars(name)})
+        for name, host in fleet.hosts.items()
+    }
+    groups = {name: members for name, members in fleet.groups.items() if members}
+    return {**groups, "all": list(entries.values())}

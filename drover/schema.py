@@ -1,7 +1,7 @@
 """Defaults and schema of every variable, read from the roles: their only home.
 
-`roles/<layer>/defaults/main.yml` holds the defaults, `roles/<layer>/meta/argument_specs.yml` the types, choices
-and descriptions. `common` is no layer of a host: it holds the variables that several layers share.
+`roles/<layer>/defaults/main.yml` holds the defaults, `roles/<layer>/meta/argument_specs.yml` the types and
+choices, and descriptions. `common` is no layer of a host: it holds the variables that several layers share.
 """
 
 from __future__ import annotations
@@ -30,9 +30,7 @@ def _load_yaml(path: Path) -> Any:
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise DroverError(
-            f"{path}: missing; is the checkout of drover whole? Next: git status roles/"
-        ) from None
+        raise DroverError(f"{path}: missing; is the checkout whole? Next: git status roles/") from None
 
 
 @functools.cache

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from drover import ollama_env
+from drover.ansible_core import argument_spec_validator
 from drover.checks import Finding, check, describe, nearest_of
 from drover.errors import Problem
 from drover.rules import cross_checks
@@ -110,7 +111,7 @@ def _untemplated(variables: Mapping[str, Any], options: Spec) -> Iterator[Findin
                     path,
                     "a plain value",
                     f"a template: {describe(text, secret=secret)}",
-                    next_command="write the value itself, or mark braces that are meant literally with !unsafe",
+                    next_command="write the value itself, or mark braces meant literally with !unsafe",
                 )
 
 
@@ -161,12 +162,11 @@ def _clause(fate: str) -> str:
 
 def _second_opinion(variables: dict[str, Any], options: Spec, bad: set[str]) -> Iterator[Finding]:
     """Let ansible-core's own validator judge what our check let pass."""
-    from ansible.module_utils.common.arg_spec import ArgumentSpecValidator  # noqa: PLC0415 - slow import
-
+    validator = argument_spec_validator()
     specs = {name: option for name, option in options.items() if name not in bad}
     for name, option in specs.items():
         one = {name: variables[name]} if name in variables else {}
-        result = ArgumentSpecValidator({name: option}).validate(one)
+        result = validator({name: option}).validate(one)
         for message in result.error_messages:
             text = "a value that it refuses (hidden)" if holds_secret(option) else message
             yield Finding(name, "what ansible-core's validator accepts", text)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from drover.ansible_core import ansible_error, vault_lib
 from drover.errors import FleetError
 
 if TYPE_CHECKING:
@@ -62,14 +63,11 @@ class Vault:
 
     def decrypt(self, text: str, where: str) -> str:
         """Return the plain text; `where` names the place in the error, which never holds the text."""
-        from ansible.errors import AnsibleError  # noqa: PLC0415 - half a second, and only with secrets
-        from ansible.parsing.vault import VaultLib, VaultSecret  # noqa: PLC0415 - as above
-
         if self._lib is None:
-            self._lib = VaultLib([("default", VaultSecret(self._password()))])
+            self._lib = vault_lib(self._password())
         try:
             plain: bytes = self._lib.decrypt(text.strip().encode())
-        except AnsibleError:
+        except ansible_error():
             raise FleetError(
                 f"{where}: can't be decrypted with the password of {self.password_file()}. "
                 "Next: ansible-vault view with the right password, or encrypt it again."

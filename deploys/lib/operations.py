@@ -1,7 +1,7 @@
 """Operations of our own: each changes nothing when nothing is to be changed, and shows no secret.
 
-Contents travel to a host through the standard input of a command, never in its arguments, so that no process list,
-log or diff can show them. Every file is written beside its place, checked, and moved there in one step.
+Contents travel to a host through the standard input of a command, never in its arguments, so that no process
+list, log or diff can show them. Every file is written beside its place, checked, and moved there in one step.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import shlex
 from collections.abc import Callable, Generator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,7 +28,8 @@ PLACE = (
     'set -eu; umask 022; mkdir -p -- "$(dirname -- "$0")"; umask 077; read -r want; '
     'new=$(mktemp -- "$0.XXXXXX"); trap \'rm -f -- "$new"\' EXIT; base64 -d > "$new"; '
     'got=$(sha256sum < "$new"); '
-    '[ "${got%% *}" = "$want" ] || { echo "$0: the content arrived damaged; nothing was put in place" >&2; exit 1; }; '
+    '[ "${got%% *}" = "$want" ] || '
+    '{ echo "$0: the content arrived damaged; nothing was put in place" >&2; exit 1; }; '
     'chown -- "$2:$3" "$new"; chmod -- "$1" "$new"; mv -fT -- "$new" "$0"; trap - EXIT'
 )
 # $0 is the place, then URL, digest and mode; curl's login comes on stdin.
@@ -35,7 +37,8 @@ FETCH = (
     'set -eu; umask 022; mkdir -p -- "$(dirname -- "$0")"; new="$0.partial"; trap \'rm -f -- "$new"\' EXIT; '
     'curl -fsSL --retry 3 --retry-connrefused --connect-timeout 20 -K - -o "$new" -- "$1"; '
     'got=$(sha256sum < "$new"); got="${got%% *}"; '
-    '[ "$got" = "$2" ] || { echo "$1: expected SHA-256 $2, got $got; nothing was put in place" >&2; exit 1; }; '
+    '[ "$got" = "$2" ] || '
+    '{ echo "$1: expected SHA-256 $2, got $got; nothing was put in place" >&2; exit 1; }; '
     'chmod -- "$3" "$new"; mv -fT -- "$new" "$0"; trap - EXIT'
 )
 
@@ -48,7 +51,10 @@ def script(text: str, *arguments: str, **connector: Any) -> StringCommand:
 
 
 def refusal(message: str) -> FunctionCommand:
-    """Return a command that fails this host with a message; for generators, where raising would end the whole run."""
+    """Return a command that fails this host with a message.
+
+    A generator yields it instead of raising, which would end the run of all hosts.
+    """
     return FunctionCommand(_refuse, (message,), {})
 
 
@@ -194,16 +200,16 @@ def gate(probe: str, message: str, timeout_seconds: int = 30, every_seconds: int
         host.noop("holds")
         return
     yield script(
-        'end=$(( $(date +%s) + $1 )); while :; do sh -c "$0" >/tmp/drover-gate.$$ 2>&1 && break; '
-        'if [ "$(date +%s)" -ge "$end" ]; then echo "$3" >&2; tail -n 20 /tmp/drover-gate.$$ >&2; '
-        'rm -f /tmp/drover-gate.$$; exit 1; fi; sleep "$2"; done; rm -f /tmp/drover-gate.$$',
+        'end=$(( $(date +%s) + $1 )); while :; do out=$(sh -c "$0" 2>&1) && exit 0; '
+        'if [ "$(date +%s)" -ge "$end" ]; then printf "%s\\n" "$3" >&2; '
+        'printf "%s\\n" "$out" | tail -n 20 >&2; exit 1; fi; sleep "$2"; done',
         probe, str(timeout_seconds), str(every_seconds), message,
     )  # fmt: skip
 
 
 @operation()
 def record(layer: str, values: Mapping[str, Any] | Callable[[], Mapping[str, Any]]) -> Commands:
-    """Write down what a layer has laid, with the time of the last change; unchanged values leave the file alone.
+    """Write down what a layer has laid, with the time of the last change, unless it says so already.
 
     + layer: its name
     + values: what to record, or a function that finds out, called when the operation runs
@@ -234,6 +240,4 @@ def _curl_word(text: str) -> str:
 
 
 def _quoted(text: str) -> str:
-    import shlex  # noqa: PLC0415 - one use
-
     return shlex.quote(text)

@@ -1,4 +1,4 @@
-"""The lab's fleet for pyinfra: reads this folder as Ansible does, refuses it whole when a variable is wrong."""
+"""The lab's fleet for pyinfra: read as Ansible reads it, refused whole when a variable is wrong."""
 
 from pathlib import Path
 
