@@ -10,7 +10,19 @@ from pathlib import Path
 import pytest
 
 PROJECT = Path(__file__).resolve().parents[2]
-TARGETS = "demo test test-unit test-lab lint bench docs lab-up lab-down clean venv".split()
+TARGETS = [
+    "demo",
+    "test",
+    "test-unit",
+    "test-lab",
+    "lint",
+    "bench",
+    "docs",
+    "lab-up",
+    "lab-down",
+    "clean",
+    "venv",
+]
 
 
 def tracked(*patterns: str) -> list[Path]:
@@ -44,11 +56,12 @@ def test_the_reference_pages_are_current():
 
 def test_links_between_pages_lead_somewhere():
     """Every relative link of the README and the docs names a file that exists."""
-    broken = []
-    for page in tracked("*.md"):
-        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
-            if not (page.parent / target).exists():
-                broken.append(f"{page.relative_to(PROJECT)}: {target}")
+    broken = [
+        f"{page.relative_to(PROJECT)}: {target}"
+        for page in tracked("*.md")
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text())
+        if not (page.parent / target).exists()
+    ]
 
     assert broken == []
 
