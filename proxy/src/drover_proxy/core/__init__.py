@@ -1,0 +1,1 @@
+"""The scheduler, pure: events with their time go in, commands come out."""

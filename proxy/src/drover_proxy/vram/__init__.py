@@ -1,0 +1,1 @@
+"""The memory a model takes, predicted before it is loaded."""
