@@ -1,0 +1,327 @@
+"""Every key of the configuration: type, default, unit and meaning. The reference page is made from this."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+from drover_proxy.config.model import Address
+from drover_proxy.config.reader import (
+    REQUIRED,
+    Key,
+    ReadValue,
+    Report,
+    by_name,
+    choice,
+    flag,
+    items,
+    number,
+    read_section,
+    section,
+    size,
+    text,
+)
+
+SECONDS = number("a number of seconds", 0)
+POSITIVE_SECONDS = number("a number of seconds", 0.001)
+
+
+def address(node: yaml.Node, path: str, report: Report) -> Any:
+    """Read `host:port`, `[ipv6]:port` or `unix:/path`."""
+    kind = "an address (0.0.0.0:8080, [::]:8080 or unix:/run/drover/proxy.sock)"
+    raw = text(kind)(node, path, report)
+    if raw is None:
+        return None
+    if raw.startswith("unix:"):
+        if raw[5:].startswith("/"):
+            return Address(path=raw[5:])
+        report.add(path, f"expected an absolute path after unix:, found {raw!r}", node)
+        return None
+    host, _, port = raw.rpartition(":")
+    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    if not bare or (":" in bare and bare == host) or not port.isdigit() or not 0 < int(port) < 65536:
+        report.add(path, f"expected {kind}, found {raw!r}", node)
+        return None
+    return Address(host=bare, port=int(port))
+
+
+def gpu_name(node: yaml.Node, path: str, report: Report) -> Any:
+    """Read a GPU's UUID, or its index as a number."""
+    if isinstance(node, yaml.ScalarNode) and node.tag.endswith(":int"):
+        return str(number("a GPU's index", 0, 1024, whole=True)(node, path, report))
+    return text("a GPU's UUID (GPU-...) or index")(node, path, report)
+
+
+def gpus(node: yaml.Node, path: str, report: Report) -> Any:
+    """Read `nvml`, or a list of GPUs with their memory."""
+    if isinstance(node, yaml.SequenceNode):
+        return items(_of(GPU), "a list of GPUs")(node, path, report)
+    return choice("nvml")(node, path, report)
+
+
+def _of(keys: dict[str, Key]) -> ReadValue:
+    return lambda node, path, report: read_section(node, path, report, keys)
+
+
+def not_built(what: str) -> ReadValue:
+    """Accept only `{}` or `[]`; say plainly that this version doesn't do it, without showing the value."""
+
+    def read(node: yaml.Node, path: str, report: Report) -> Any:
+        if not (isinstance(node, yaml.CollectionNode) and not node.value):
+            report.add(path, f"this version of drover-proxy has no {what}: remove the key", node)
+
+    return read
+
+
+GPU = {
+    "uuid": Key("text", text(), REQUIRED, "UUID of the GPU, as `nvidia-smi -L` prints it."),
+    "total_bytes": Key("bytes", size(1), REQUIRED, "Its memory.", "bytes"),
+}
+
+INSTANCE = {
+    "name": Key(
+        "name",
+        text("a name of letters, digits, - _ .", r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}"),
+        REQUIRED,
+        "What logs, metrics and `X-Drover-Instance` call it.",
+    ),
+    "url": Key(
+        "URL",
+        text("a URL like http://127.0.0.1:11434", r"http://(\[[0-9a-fA-F:]+\]|[A-Za-z0-9_.-]+):\d{1,5}/?"),
+        REQUIRED,
+        "Where this `ollama serve` listens.",
+    ),
+    "gpus": Key(
+        "list of GPU UUIDs or indexes",
+        items(gpu_name, "a list of GPUs"),
+        REQUIRED,
+        "The GPUs it is bound to (its `CUDA_VISIBLE_DEVICES`). Instances may share one.",
+    ),
+    "slots": Key(
+        "number",
+        number("a whole number", 1, 1024, whole=True),
+        1,
+        "Its `OLLAMA_NUM_PARALLEL`: requests that one model answers at the same time.",
+        "requests",
+    ),
+    "context": Key(
+        "number",
+        number("a whole number", 4, 100_000_000, whole=True),
+        None,
+        "Its `OLLAMA_CONTEXT_LENGTH`, where set: the context of a model that names none itself.",
+        "tokens",
+        "Ollama's choice by GPU memory",
+    ),
+}
+
+MODEL = {
+    "context": Key(
+        "number",
+        number("a whole number", 4, 100_000_000, whole=True),
+        None,
+        "Context the model is always loaded and asked with, whatever clients send.",
+        "tokens",
+        "the model's `num_ctx`, or the instance's",
+    ),
+    "slots": Key(
+        "number",
+        number("a whole number", 1, 1024, whole=True),
+        None,
+        "At most this many requests to it at the same time; never more than the instance's `slots`.",
+        "requests",
+        "the instance's",
+    ),
+    "pin": Key("flag", flag, default=False, meaning="Once loaded, never evicted for another model."),
+    "aliases": Key(
+        "list of names",
+        items(text("a model name"), "a list of model names"),
+        (),
+        "Other names by which clients may ask for it. The name is replaced in the request.",
+        shown_default="`[]`",
+    ),
+    "priority": Key(
+        "number",
+        number("a whole number", -100, 100, whole=True),
+        0,
+        "Requests of a higher priority are served first, and their models are evicted last.",
+    ),
+}
+
+QUEUE = {
+    "max_waiting": Key(
+        "number",
+        number("a whole number", 0, 1_000_000, whole=True),
+        512,
+        "Requests that wait at most; one more is answered 503 with Retry-After.",
+        "requests",
+    ),
+    "max_wait_seconds": Key(
+        "seconds", POSITIVE_SECONDS, 600.0, "A request that waited this long gets 503.", "s"
+    ),
+    "starve_seconds": Key(
+        "seconds",
+        POSITIVE_SECONDS,
+        30.0,
+        "When a load has waited this long for a busy model's memory, that model gets no new requests.",
+        "s",
+    ),
+}
+
+LOADS = {
+    "reserve_bytes": Key(
+        "bytes",
+        size(),
+        1024 << 20,
+        "Free memory left on each GPU by a load; `LLAMA_ARG_FIT_TARGET` of the instances must not be more.",
+        "bytes",
+        "`1GiB`",
+    ),
+    "timeout_seconds": Key("seconds", POSITIVE_SECONDS, 600.0, "A load that takes longer has failed.", "s"),
+    "memory_timeout_seconds": Key(
+        "seconds",
+        POSITIVE_SECONDS,
+        30.0,
+        "How long NVML may take to show the memory of an unloaded model as free.",
+        "s",
+    ),
+    "retries": Key(
+        "number", number("a whole number", 0, 10, whole=True), 1, "How often a failed load is tried again."
+    ),
+}
+
+LIMITS = {
+    "header_bytes": Key("bytes", size(1024), 64 << 10, "Head of a request; more is 431.", "bytes", "`64KiB`"),
+    "header_count": Key("number", number("a whole number", 8, 10_000, whole=True), 128, "Fields of a head."),
+    "body_bytes": Key(
+        "bytes",
+        size(1024),
+        64 << 20,
+        "Body of a request that names a model; more is 413. Uploads of blobs are not bounded by it.",
+        "bytes",
+        "`64MiB`",
+    ),
+    "head_seconds": Key("seconds", POSITIVE_SECONDS, 30.0, "Time a client has to send its head.", "s"),
+    "body_seconds": Key("seconds", POSITIVE_SECONDS, 60.0, "Longest pause of a client in its body.", "s"),
+    "idle_seconds": Key("seconds", POSITIVE_SECONDS, 120.0, "A connection without a request is closed.", "s"),
+    "connect_seconds": Key("seconds", POSITIVE_SECONDS, 5.0, "Time to connect to an instance.", "s"),
+    "first_byte_seconds": Key(
+        "seconds", POSITIVE_SECONDS, None, "Time to an answer's first byte.", "s", "no limit"
+    ),
+    "stall_seconds": Key(
+        "seconds",
+        POSITIVE_SECONDS,
+        300.0,
+        "Longest pause inside an answer; a stuck runner is silent for ever, and closing gets it killed.",
+        "s",
+    ),
+    "max_connections": Key(
+        "number", number("a whole number", 1, 1_000_000, whole=True), 20_000, "Client connections at once."
+    ),
+    "max_connections_per_client": Key(
+        "number",
+        number("a whole number", 1, 1_000_000, whole=True),
+        None,
+        "Client connections at once from one address.",
+        shown_default="no limit",
+    ),
+}
+
+LOG = {
+    "level": Key(
+        "one of debug, info, warning, error",
+        choice("debug", "info", "warning", "error"),
+        "info",
+        "What is written to stderr, as JSON lines.",
+    ),
+    "access": Key(
+        "flag", flag, default=False, meaning="One line for every request: never a prompt, never a key."
+    ),
+}
+
+TLS = {
+    "cert": Key("path", text("a path"), REQUIRED, "Certificate chain, PEM."),
+    "key": Key("path", text("a path"), REQUIRED, "Its private key, PEM."),
+    "client_ca": Key(
+        "path",
+        text("a path"),
+        None,
+        "Clients must show a certificate signed by this CA.",
+        shown_default="none",
+    ),
+}
+
+AUTH = {
+    "keys_file": Key(
+        "path",
+        text("a path"),
+        REQUIRED,
+        "The keys that are let in. Under systemd, a credential of the same file name is read instead of it.",
+    ),
+}
+
+ROOT: dict[str, Key] = {
+    "listen": Key(
+        "address or list of them",
+        items(address, "an address or a list of addresses", single=True),
+        (Address("0.0.0.0", 8080),),  # noqa: S104 - the door of the host; the design's own default
+        "Where clients come in. Sockets handed over by systemd replace it.",
+        shown_default="`0.0.0.0:8080`",
+    ),
+    "admin_listen": Key(
+        "address or list of them",
+        items(address, "an address or a list of addresses", single=True),
+        (Address("127.0.0.1", 8081),),
+        "`/metrics`, `/healthz`, `/readyz`, `/drover/v1/*`. No key is asked for here.",
+        shown_default="`127.0.0.1:8081`",
+    ),
+    "tls": section(TLS, "TLS at `listen`.", default=()),
+    "auth": section(AUTH, "Who may come in. Absent: everybody, and the log says so at start.", default=()),
+    "instances": Key(
+        "list of mappings",
+        items(_of(INSTANCE), "a list of instances"),
+        REQUIRED,
+        "The Ollama instances of this host. They share one models directory.",
+        section=INSTANCE,
+    ),
+    "gpus": Key(
+        "`nvml` or list of mappings",
+        gpus,
+        "nvml",
+        "Where the GPUs' memory is read. A list is for hosts without NVML, and is taken as it is.",
+        section=GPU,
+    ),
+    "models": Key(
+        "mapping by model name",
+        by_name(_of(MODEL)),
+        {},
+        "Profiles. A model that isn't named here is served with the defaults.",
+        shown_default="`{}`",
+        section=MODEL,
+    ),
+    "queue": section(QUEUE, "The queue before the instances."),
+    "loads": section(LOADS, "How models are loaded."),
+    "limits": section(LIMITS, "Limits on sizes, times and numbers of connections."),
+    "log": section(LOG, "Logging."),
+    "drain_seconds": Key(
+        "seconds", SECONDS, 30.0, "After SIGTERM, answers in flight have this long to finish.", "s"
+    ),
+    "prefetch": Key(
+        "mapping",
+        not_built("prefetching"),
+        None,
+        "Not in this version: only `{}` is accepted.",
+        shown_default="`{}`",
+    ),
+    "idle": Key(
+        "mapping",
+        not_built("unloading of idle models"),
+        None,
+        "Not in this version: only `{}` is accepted.",
+        shown_default="`{}`",
+    ),
+    "peers": Key(
+        "list", not_built("peers"), None, "Not in this version: only `[]` is accepted.", shown_default="`[]`"
+    ),
+    "redis_url": Key("text", not_built("Redis"), None, "Not in this version.", shown_default="none"),
+}
