@@ -2,7 +2,8 @@
 
     pyinfra -y inventories/FLEET/inventory.py deploys/site.py
 
-Each layer also runs alone: `pyinfra -y inventories/FLEET/inventory.py deploys/ollama.py`. A second run changes nothing.
+Each layer also runs alone, as in `pyinfra -y inventories/FLEET/inventory.py deploys/ollama.py`. A second run
+changes nothing.
 """
 
 from deploys import container_toolkit, nvidia_driver

@@ -1,8 +1,8 @@
 """The two parts of ansible-core that drover uses, imported late and without side effects.
 
-At import ansible-core probes `socket.getaddrinfo` and replaces it. Under pyinfra, which runs on gevent, that probe
-prints a traceback, and the replacement would be made of gevent's own. So it sees the original, and what was there
-before comes back.
+At import ansible-core probes `socket.getaddrinfo` and replaces it. Under pyinfra, which runs on gevent, that
+probe prints a traceback, and the replacement would be made of gevent's own. So it sees the original, and what
+was there before comes back.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ class Problem:
 
 
 def report(problems: list[Problem]) -> str:
-    """Lay out problems as an operator reads them; one that several hosts share is said once, with all names."""
+    """Lay out problems as an operator reads them; what several hosts share is said once, with all names."""
     by_text: dict[Problem, list[str]] = {}
     for problem in problems:
         same = Problem("", *(getattr(problem, name) for name in Problem.__slots__[1:]))

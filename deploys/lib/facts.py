@@ -1,4 +1,4 @@
-"""Facts: what a host is, read with one command where that is possible, and tolerant of a host with nothing on it."""
+"""Facts: what a host is, read by one command where possible, and tolerant of a host with nothing on it."""
 
 from __future__ import annotations
 

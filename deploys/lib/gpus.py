@@ -39,7 +39,7 @@ class Gpu:
 
 @dataclass(frozen=True, slots=True)
 class Support:
-    """What an architecture can run: its flavours, the one to prefer first, and its last branch if it has one."""
+    """What an architecture can run: its flavours, the preferred one first, and its last branch if any."""
 
     flavours: tuple[str, ...]
     last_branch: int | None = None
@@ -126,6 +126,6 @@ def _misfit(gpus: tuple[Gpu, ...], wanted: str, branch: int) -> str:
         return f"branch {branch} has only open kernel modules. Next: set nvidia_driver_flavour: auto"
     misfits = [gpu for gpu in gpus if wanted not in _flavours(gpu)]
     return (
-        f"{', '.join(_label(gpu) for gpu in misfits)}: {wanted} kernel modules would install and then not bind; "
+        f"{', '.join(_label(gpu) for gpu in misfits)}: {wanted} modules would install and then not bind; "
         f"it needs {' or '.join(_flavours(misfits[0]))}. Next: set nvidia_driver_flavour: auto"
     )

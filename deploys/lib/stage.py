@@ -1,7 +1,7 @@
 """A layer and its six stages, in both engines the same and in this order.
 
-preflight reads only and refuses early; install fetches; configure writes settings; activate starts and restarts;
-verify proves; record writes down what is there. Operations are shown as `layer | stage | Sentence`.
+preflight reads only and refuses early; install fetches; configure writes settings; activate starts and
+restarts; verify proves; record writes down what is there. Operations are shown as `layer | stage | Sentence`.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Layer:
             return
         with _named(self.name):
             try:
-                # One line a stage: pyinfra tells operations of different hosts apart by the lines they come from.
+                # One line a stage: pyinfra tells operations apart by the lines they come from.
                 with _named("preflight"):
                     self.preflight(context)
                 with _named("install"):
