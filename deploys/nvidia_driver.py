@@ -64,8 +64,8 @@ def _refuse_secure_boot(ctx: Context) -> None:
     if ctx.machine.secure_boot and not ctx.machine.mok_enrolled:
         ctx.refuse(
             "Secure Boot is on and DKMS's key isn't enrolled, so the kernel would reject the driver. Next: on "
-            "the host, mokutil --import /var/lib/dkms/mok.pub, reboot, confirm at the console; or switch Secure "
-            "Boot off"
+            "the host, mokutil --import /var/lib/dkms/mok.pub, reboot and confirm at the console; or switch "
+            "Secure Boot off"
         )
 
 

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from drover.schema import Spec, holds_secret
+from drover.schema import Spec
+from drover.vault import Secret
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +23,7 @@ class Finding:
     next_command: str | None = None
 
 
+STARS = "*" * 8
 TYPE_WORDS = {
     "str": "a text (str)",
     "path": "a path (str)",
@@ -52,8 +54,8 @@ MATCHES: dict[str, Callable[[object], bool]] = {
 
 def describe(value: object, *, secret: bool = False) -> str:
     """Say what a value is, with its type; of a secret only the type."""
-    kind = "null" if value is None else type(value).__name__
-    if secret:
+    kind = "str" if isinstance(value, str) else type(value).__name__
+    if secret or redact(value, None) != value:
         return f"a {kind} (value hidden)"
     if value is None:
         return "null"
@@ -150,13 +152,10 @@ def _check_dict(path: str, value: Any, options: dict[str, Spec], *, secret: bool
 
 
 def redact(value: Any, option: Spec | None) -> Any:
-    """Return the value with every part that the schema marks as a secret replaced by a mark."""
-    if option is None:
-        return value
-    if option.get("no_log"):
-        return value if value in {None, ""} else "********"
-    if not holds_secret(option):
-        return value
+    """Return the value with stars for every part that the schema marks as a secret or that was encrypted."""
+    option = option or {}
+    if isinstance(value, Secret) or option.get("no_log"):
+        return value if value is None or value == "" else STARS  # noqa: PLC1901 - only these two tell nothing
     children = option.get("options") or {}
     if isinstance(value, dict):
         return {key: redact(item, children.get(key)) for key, item in value.items()}

@@ -14,13 +14,23 @@ from pathlib import Path
 from typing import Any
 
 from drover.ansible_core import expand_hostname_range
-from drover.checks import nearest_of, redact
+from drover.checks import STARS, nearest_of, redact
 from drover.connection import pyinfra_data
 from drover.errors import DroverError, FleetError, Problem, report
 from drover.schema import load_defaults, load_options
 from drover.variables import validate
 from drover.vault import Vault, load
 
+# Ansible's own variables that hold a password.
+CONNECTION_SECRETS = frozenset(
+    {
+        "ansible_become_password",
+        "ansible_become_pass",
+        "ansible_password",
+        "ansible_ssh_pass",
+        "ansible_sudo_pass",
+    }
+)
 SUFFIXES = ("", ".yml", ".yaml", ".json")
 
 
@@ -67,7 +77,10 @@ class HostVars(Mapping[str, Any]):
     def redacted(self) -> dict[str, Any]:
         """Return all variables with every secret replaced by a mark."""
         options = load_options()
-        return {name: redact(value, options.get(name)) for name, value in sorted(self._merged.items())}
+        return {
+            name: STARS if name in CONNECTION_SECRETS else redact(value, options.get(name))
+            for name, value in sorted(self._merged.items())
+        }
 
     def to_json(self) -> dict[str, Any]:
         """Return what may be shown; pyinfra's debug-inventory calls this."""

@@ -28,6 +28,26 @@ class Literal(str):
     literal = True
 
 
+class Secret(Literal):
+    """A text that was encrypted: it is never shown."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "'********'"
+
+
+def _mark(value: Any) -> Any:
+    """Return the value with each text in it marked as a secret."""
+    if isinstance(value, str):
+        return Secret(value)
+    if isinstance(value, dict):
+        return {key: _mark(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_mark(item) for item in value]
+    return value
+
+
 class Vault:
     """Decrypts with the fleet's password, which is looked up only when the first secret is met."""
 
@@ -81,14 +101,16 @@ def load(path: Path, vault: Vault) -> Any:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise FleetError(f"{path}: can't be read: {error}") from None
-    if text.startswith(HEADER):
+    encrypted = text.startswith(HEADER)
+    if encrypted:
         text = vault.decrypt(text, str(path))
     try:
-        return yaml.load(text, _loader(path, vault))  # noqa: S506 - built on SafeLoader
+        values = yaml.load(text, _loader(path, vault))  # noqa: S506 - built on SafeLoader
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         line = f":{mark.line + 1}" if mark else ""
         raise FleetError(f"{path}{line}: not valid YAML: {error.problem}") from None
+    return _mark(values) if encrypted else values
 
 
 def _loader(path: Path, vault: Vault) -> type[yaml.SafeLoader]:
@@ -98,7 +120,7 @@ def _loader(path: Path, vault: Vault) -> type[yaml.SafeLoader]:
         pass
 
     def secret(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> str:
-        return Literal(vault.decrypt(loader.construct_scalar(node), f"{path}:{node.start_mark.line + 1}"))
+        return Secret(vault.decrypt(loader.construct_scalar(node), f"{path}:{node.start_mark.line + 1}"))
 
     def unsafe(loader: yaml.SafeLoader, node: yaml.Node) -> Any:
         if isinstance(node, yaml.ScalarNode):

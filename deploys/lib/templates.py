@@ -19,8 +19,15 @@ def _to_json(value: Any) -> str:
     return json.dumps(value)
 
 
+class _Dumper(yaml.SafeDumper):
+    """Writes the marked texts of a fleet (secrets, literals) as the texts they are."""
+
+
+_Dumper.add_multi_representer(str, lambda dumper, text: dumper.represent_str(str(text)))
+
+
 def _to_nice_yaml(value: Any, indent: int = 4) -> str:
-    return yaml.safe_dump(value, indent=indent, allow_unicode=True, default_flow_style=False)
+    return yaml.dump(value, Dumper=_Dumper, indent=indent, allow_unicode=True, default_flow_style=False)
 
 
 def _bool(value: Any) -> bool:
