@@ -140,6 +140,8 @@ def _instance(raw: dict[str, Any]) -> InstanceConfig:
         gpus=tuple(raw["gpus"]),
         slots=raw["slots"],
         context=raw["context"],
+        kv_type=raw["kv_type"],
+        flash_attention=raw["flash_attention"],
     )
 
 

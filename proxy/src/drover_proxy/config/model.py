@@ -41,6 +41,8 @@ class InstanceConfig:
     gpus: tuple[str, ...]
     slots: int
     context: int | None
+    kv_type: str
+    flash_attention: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,7 @@ class QueueConfig:
 
     max_waiting: int
     max_wait_seconds: float
+    no_instance_seconds: float
     starve_seconds: float
 
 
@@ -79,6 +82,8 @@ class LoadsConfig:
     reserve_bytes: int
     timeout_seconds: float
     memory_timeout_seconds: float
+    unload_timeout_seconds: float
+    cooldown_seconds: float
     retries: int
 
 

@@ -113,6 +113,10 @@ INSTANCE = {
         "tokens",
         "Ollama's choice by GPU memory",
     ),
+    "kv_type": Key(
+        "one of f16, q8_0, q4_0", choice("f16", "q8_0", "q4_0"), "f16", "Its `OLLAMA_KV_CACHE_TYPE`."
+    ),
+    "flash_attention": Key("flag", flag, default=True, meaning="Its `OLLAMA_FLASH_ATTENTION`."),
 }
 
 MODEL = {
@@ -159,6 +163,9 @@ QUEUE = {
     "max_wait_seconds": Key(
         "seconds", POSITIVE_SECONDS, 600.0, "A request that waited this long gets 503.", "s"
     ),
+    "no_instance_seconds": Key(
+        "seconds", POSITIVE_SECONDS, 60.0, "A request waits this long while no instance is up.", "s"
+    ),
     "starve_seconds": Key(
         "seconds",
         POSITIVE_SECONDS,
@@ -184,6 +191,12 @@ LOADS = {
         30.0,
         "How long NVML may take to show the memory of an unloaded model as free.",
         "s",
+    ),
+    "unload_timeout_seconds": Key(
+        "seconds", POSITIVE_SECONDS, 30.0, "An unload that takes longer has failed.", "s"
+    ),
+    "cooldown_seconds": Key(
+        "seconds", SECONDS, 60.0, "A model that could not be loaded is refused at once for this long.", "s"
     ),
     "retries": Key(
         "number", number("a whole number", 0, 10, whole=True), 1, "How often a failed load is tried again."

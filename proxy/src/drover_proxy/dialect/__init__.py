@@ -1,0 +1,1 @@
+"""What a path means: routes, model names, request bodies, error bodies, and when an answer is whole."""

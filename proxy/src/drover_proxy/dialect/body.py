@@ -1,0 +1,179 @@
+"""Request bodies: read as Ollama reads them, and changed only where something must change.
+
+Ollama matches field names without regard to case, lets a repeated field overwrite (or merge with) the one
+before, and obeys runner options from any client, each of which reloads the model for everybody. So:
+
+- a field that stands there in two spellings is refused (400), since readers could differ on which one counts;
+- bytes are passed on untouched only when their length proves that the fields we saw are all there are;
+  otherwise the body is written anew from what we saw, so that what was checked is what runs;
+- `keep_alive`, `shift` and the runner options are taken out of native requests, and the profile's put in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import msgspec
+
+from drover_proxy.dialect.names import LOCAL, CloudName, NameProblem, canonical
+from drover_proxy.dialect.routes import Route
+
+RUNNER_OPTIONS = frozenset(
+    {"num_ctx", "num_batch", "num_gpu", "main_gpu", "use_mmap", "num_thread", "draft_num_predict"}
+)
+TAKEN_OUT = ("keep_alive", "shift")
+FIELDS = ("model", "name", "stream", "keep_alive", "options", "shift", "prompt", "messages", "images",
+          "source", "destination", "from")  # fmt: skip
+EMPTY = (b'""', b"null", b"[]")
+ZERO = (b"0", b'"0"', b'"0s"', b'"0m"', b'"0h"', b"-0", b"0.0", b'"0ms"')
+
+_fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_text = msgspec.json.Decoder(str)
+_flag = msgspec.json.Decoder(bool)
+
+
+class BodyProblem(Exception):  # noqa: N818 - what is wrong with a body
+    """A request that is answered with an error because of its body."""
+
+    def __init__(self, status: int, code: str, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.message = message
+
+
+@dataclass(slots=True)
+class Asked:
+    """What a body asks for, and how it will be written for the instance."""
+
+    name: str
+    """The model as the client spelt it."""
+    model: str
+    """Its canonical name; aliases are not resolved yet."""
+    stream: bool
+    source: bytes
+    fields: dict[str, msgspec.Raw]
+    changed: bool
+    """Something was taken out, or the bytes don't prove themselves: write the body anew."""
+    options: dict[str, msgspec.Raw] | None = None
+    empty_prompt: bool = False
+    unload: bool = False
+    """An empty prompt with keep_alive 0: the client wants the model unloaded."""
+    destination: str = ""
+    """Of a copy."""
+
+    def render(self, model: str, options: Mapping[str, int] | None = None) -> bytes:
+        """Return the bytes for the instance, asking for `model` with the profile's runner options."""
+        rename = model != self.model or self.name.casefold().endswith(LOCAL)
+        if not (rename or options or self.changed):
+            return self.source
+        fields = dict(self.fields)
+        if rename:
+            key = "model" if "model" in fields else "name" if "name" in fields else "source"
+            fields[key] = msgspec.Raw(msgspec.json.encode(model))
+        merged = dict(self.options or {})
+        for name, value in (options or {}).items():
+            merged[name] = msgspec.Raw(msgspec.json.encode(value))
+        if merged:
+            fields["options"] = msgspec.Raw(msgspec.json.encode(merged))
+        elif self.options is not None:
+            fields.pop("options", None)
+        return msgspec.json.encode(fields)
+
+
+def read(route: Route, body: bytes) -> Asked:
+    """Read a body that names a model; BodyProblem where it can't be served."""
+    fields, changed = _read_fields(body, route)
+    source = "source" if route.name == "/api/copy" else ""
+    name = _name(fields, source)
+    try:
+        model = canonical(name)
+    except CloudName as error:
+        raise BodyProblem(
+            403, "cloud_refused", "ollama cloud is disabled: remote model is unavailable"
+        ) from error
+    except NameProblem as error:
+        raise BodyProblem(400, "invalid_model_name", str(error)) from error
+    asked = Asked(name, model, _stream(fields, route), body, fields, changed)
+    if source:
+        asked.destination = _string(fields, "destination")
+    if route.native:
+        _make_native(asked, route)
+    return asked
+
+
+def _read_fields(body: bytes, route: Route) -> tuple[dict[str, msgspec.Raw], bool]:
+    if not body.strip():
+        raise BodyProblem(400, "invalid_body", "missing request body")
+    try:
+        fields = _fields.decode(body)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise BodyProblem(400, "invalid_body", f"the body of {route.name} is not usable: {error}") from error
+    changed = False
+    for field in list(fields):
+        folded = field.casefold()
+        if folded != field and folded in FIELDS:
+            if folded in fields or sum(other.casefold() == folded for other in fields) > 1:
+                message = f"the field {folded!r} stands in the body in more than one spelling"
+                raise BodyProblem(400, "ambiguous_body", message)
+            changed = True
+    if changed:
+        fields = {key.casefold() if key.casefold() in FIELDS else key: raw for key, raw in fields.items()}
+    return fields, changed or not _proves_itself(body, fields)
+
+
+def _proves_itself(body: bytes, fields: Mapping[str, msgspec.Raw]) -> bool:
+    # A repeated field would make the body longer than the fields that were read need. Compact JSON, and the
+    # form with a blank after each comma and colon, are what clients send; anything else is written anew.
+    need = 2 + sum(len(key.encode()) + 3 + len(bytes(raw)) for key, raw in fields.items()) + len(fields) - 1
+    return len(body) in {need, need + 2 * len(fields) - 1}
+
+
+def _string(fields: Mapping[str, msgspec.Raw], key: str) -> str:
+    raw = fields.get(key)
+    if raw is None or bytes(raw) == b"null":
+        return ""
+    try:
+        return _text.decode(raw)
+    except msgspec.DecodeError as error:
+        raise BodyProblem(400, "invalid_body", f"the field {key!r} must be a string") from error
+
+
+def _name(fields: Mapping[str, msgspec.Raw], source: str) -> str:
+    name = _string(fields, source) if source else _string(fields, "model") or _string(fields, "name")
+    if not name:
+        raise BodyProblem(400, "model_required", f"{source or 'model'} is required")
+    return name
+
+
+def _stream(fields: Mapping[str, msgspec.Raw], route: Route) -> bool:
+    raw = fields.get("stream")
+    if raw is None or bytes(raw) == b"null":
+        return route.stream_default
+    try:
+        return _flag.decode(raw)
+    except msgspec.DecodeError as error:
+        raise BodyProblem(400, "invalid_body", "the field 'stream' must be true or false") from error
+
+
+def _make_native(asked: Asked, route: Route) -> None:
+    fields = asked.fields
+    if route.prompt_key:
+        empty = all(bytes(fields.get(key, b"null")) in EMPTY for key in (route.prompt_key, "images"))
+        asked.empty_prompt = empty
+        asked.unload = empty and bytes(fields.get("keep_alive", b"null")) in ZERO
+    for key in TAKEN_OUT:
+        if fields.pop(key, None) is not None:
+            asked.changed = True
+    raw = fields.get("options")
+    if raw is None or bytes(raw) == b"null":
+        return
+    try:
+        options = _fields.decode(raw)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise BodyProblem(400, "invalid_body", "the field 'options' must be an object") from error
+    kept = {key: value for key, value in options.items() if key.casefold() not in RUNNER_OPTIONS}
+    asked.options = kept
+    if len(kept) != len(options) or not _proves_itself(bytes(raw), options):
+        asked.changed = True

@@ -1,0 +1,94 @@
+"""Watches follow a streamed answer to know whether it ended as its dialect ends, and what error it carried.
+
+Ollama reports errors inside a clean 200: a last line with `error` (native), an odd empty chunk and no
+`[DONE]` (/v1/chat/completions), or simply nothing more (/v1/responses, /v1/messages). Only the dialect's own
+last record proves that an answer is whole. So the start of the last record is all that is kept of a stream.
+"""
+
+from __future__ import annotations
+
+import re
+
+import msgspec
+
+from drover_proxy.dialect.errors import error_event
+from drover_proxy.dialect.routes import Shape
+
+KEPT_BYTES = 4096
+"""Of the last record. Its fields that matter come first; what follows may be megabytes (`context`)."""
+
+SEPARATOR = {
+    Shape.DONE: b"\n",
+    Shape.STATUS: b"\n",
+    Shape.CHAT: b"\n\n",
+    Shape.RESPONSES: b"\n\n",
+    Shape.MESSAGES: b"\n\n",
+}
+TERMINATOR = {
+    Shape.DONE: re.compile(rb'"done"\s*:\s*true'),
+    Shape.STATUS: re.compile(rb'"status"\s*:\s*"success"'),
+    Shape.CHAT: re.compile(rb"\Adata:\s*\[DONE\]\s*\Z"),
+    Shape.RESPONSES: re.compile(rb"\Aevent:\s*(response\.(completed|incomplete|failed)|error)\r?\n"),
+    Shape.MESSAGES: re.compile(rb"\Aevent:\s*(message_stop|error)\r?\n"),
+}
+NATIVE_ERROR = re.compile(rb'\A\{\s*"error"\s*:')
+EVENT_ERROR = re.compile(rb"\Aevent:\s*(error|response\.failed)\r?\n")
+ODD_CHUNK = re.compile(
+    rb'\Adata:\s*\{.*"model"\s*:\s*"".*"content"\s*:\s*"".*"finish_reason"\s*:\s*null', re.DOTALL
+)
+
+
+class StreamWatch:
+    """Keeps the start of the last record of a stream."""
+
+    __slots__ = ("_record", "_separator", "_shape")
+
+    def __init__(self, shape: Shape) -> None:
+        self._shape = shape
+        self._separator = SEPARATOR[shape]
+        self._record = b""
+
+    def feed(self, data: bytes) -> None:
+        """Take the next piece of the body."""
+        separator = self._separator
+        record = self._record + data
+        cut = record.rfind(separator, 0, len(record.rstrip(b"\n")))
+        if cut >= 0:
+            record = record[cut + len(separator) :]
+        if len(record) > KEPT_BYTES:
+            # Its last two bytes are enough to see the separator when it comes, also in two pieces.
+            record = record[: KEPT_BYTES - 3] + b"." + record[-2:]
+        self._record = record
+
+    def whole(self, status: int) -> bool:
+        """Whether the stream ended as its dialect ends; other statuses than 200 end by their framing."""
+        if status != 200:
+            return True
+        record = self._record.strip()
+        if self._separator == b"\n":
+            return bool(TERMINATOR[self._shape].search(record) or NATIVE_ERROR.match(record))
+        return bool(TERMINATOR[self._shape].match(record))
+
+    def error(self) -> str | None:
+        """Name the error that the stream itself reported."""
+        record = self._record.strip()
+        if self._separator == b"\n":
+            return _native_error(record) if NATIVE_ERROR.match(record) else None
+        if EVENT_ERROR.match(record):
+            return "the stream ended with an error event"
+        if self._shape is Shape.CHAT and ODD_CHUNK.match(record):
+            return "the runner failed in the middle of the answer (an empty chunk and no [DONE])"
+        if record.startswith(b'data: {"error"'):
+            return "the stream carried an error"
+        return None
+
+    def error_event(self) -> bytes:
+        """Give the stream's own words for an answer that broke off."""
+        return error_event(self._shape, "the answer broke off before its end; ask again")
+
+
+def _native_error(record: bytes) -> str:
+    try:
+        return str(msgspec.json.decode(record)["error"])[:500]
+    except (msgspec.DecodeError, KeyError, TypeError):
+        return "an error that is too long to be shown"
