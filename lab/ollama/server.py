@@ -13,7 +13,7 @@ import sys
 from collections.abc import Awaitable, Callable
 from urllib.parse import quote
 
-from lab.ollama import VERSION, compat, log, models_api, native, stateless
+from lab.ollama import VERSION, compat, create_api, log, models_api, native, pull_api, stateless
 from lab.ollama.body import Refused
 from lab.ollama.config import (
     FatalError,
@@ -65,6 +65,9 @@ ROUTES: dict[str, dict[str, Route]] = {
     "/api/delete": {"DELETE": models_api.delete},
     "/api/copy": {"POST": models_api.copy},
     "/api/blobs/:digest": {"HEAD": models_api.head_blob, "POST": models_api.put_blob},
+    "/api/create": {"POST": create_api.create},
+    "/api/pull": {"POST": pull_api.pull},
+    "/api/push": {"POST": pull_api.push},
     "/api/me": {"POST": _account},
     "/api/signout": {"POST": _account},
     "/api/generate": {"POST": native.generate},

@@ -257,7 +257,7 @@ class Store:
         path = self.manifest_path(name)
         if path is None:
             raise MissingError(name.shortest)
-        digests = self._digests_of(path)
+        digests = self.digests_of(path)
         path.unlink()
         for folder in list(path.parents)[:3]:
             if folder != self.manifests and not any(folder.iterdir()):
@@ -266,7 +266,8 @@ class Store:
             self.blob_path(digest).unlink(missing_ok=True)
 
     @staticmethod
-    def _digests_of(path: Path) -> set[str]:
+    def digests_of(path: Path) -> set[str]:
+        """The blobs that a manifest names."""
         try:
             manifest = json.loads(path.read_bytes())
         except ValueError:
@@ -278,7 +279,7 @@ class Store:
         """Every blob that some model needs."""
         found: set[str] = set()
         for _, path in self._entries():
-            found |= self._digests_of(path)
+            found |= self.digests_of(path)
         return found
 
     def prune(self) -> int:
