@@ -43,11 +43,7 @@ class Group:
     hosts: list[str] = field(default_factory=list)
     children: list[str] = field(default_factory=list)
     depth: int = 0
-
-    @property
-    def priority(self) -> int:
-        """Return Ansible's ansible_group_priority."""
-        return int(self.variables.get("ansible_group_priority", 1))
+    priority: int = 1  # Ansible's ansible_group_priority
 
 
 class HostVars(Mapping[str, Any]):
@@ -95,7 +91,7 @@ class Host:
     """One host: its variables, where each was set, and its groups in order of precedence."""
 
     name: str
-    variables: dict[str, Any]
+    variables: dict[str, Any] = field(repr=False)  # some are secret
     sources: dict[str, str]
     groups: list[str]
 
@@ -173,7 +169,9 @@ class _Reader:
             return
         if not isinstance(body, dict) or not set(body) <= {"hosts", "vars", "children"}:
             raise FleetError(f"hosts.yml: group {name}: expected only the keys hosts, vars and children.")
-        group.variables.update(body.get("vars") or {})
+        variables = dict(body.get("vars") or {})
+        group.priority = int(variables.pop("ansible_group_priority", group.priority))
+        group.variables.update(variables)
         for pattern, line in (body.get("hosts") or {}).items():
             for host in _expand(str(pattern)):
                 self.host_lines.setdefault(host, {}).update(line or {})
