@@ -1,0 +1,42 @@
+"""HTTP/1.1 in and out: asyncio protocols on uvloop, framing by httptools (llhttp), bytes passed on as they came.
+
+limits.py     every limit, with its reason                 contract.py   what the wire and its handler promise
+states.py     the life of a request, as a table            exchange.py   one request and its answer
+client.py     a client's connection                        server.py     listeners, counts, the clock, the end
+head.py       strict checks and parsing of a head          body.py       the exact end of a request's body
+upstream.py   a connection to an upstream, its framing     pool.py       an upstream and its idle connections
+relay.py      one forwarded request                        headers.py    what goes through and what doesn't
+answers.py    answers that the proxy makes itself
+"""
+
+from __future__ import annotations
+
+from drover_proxy.wire.contract import (
+    BodyPlan,
+    Handler,
+    Kind,
+    Outcome,
+    UpstreamError,
+    UpstreamFault,
+    Watch,
+)
+from drover_proxy.wire.exchange import Exchange
+from drover_proxy.wire.limits import Limits
+from drover_proxy.wire.pool import Upstream
+from drover_proxy.wire.server import Server
+from drover_proxy.wire.states import IllegalTransition
+
+__all__ = [
+    "BodyPlan",
+    "Exchange",
+    "Handler",
+    "IllegalTransition",
+    "Kind",
+    "Limits",
+    "Outcome",
+    "Server",
+    "Upstream",
+    "UpstreamError",
+    "UpstreamFault",
+    "Watch",
+]

@@ -1,0 +1,244 @@
+"""One request and its answer: what the handler sees of it, and what it may do with it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from drover_proxy.wire import answers
+from drover_proxy.wire.contract import BodyPlan, Kind, UpstreamError, Watch
+from drover_proxy.wire.headers import Fields
+from drover_proxy.wire.relay import Relay
+from drover_proxy.wire.states import NEXT, Event, State, illegal
+
+if TYPE_CHECKING:
+    from drover_proxy.wire.client import ClientConnection
+    from drover_proxy.wire.pool import Upstream
+
+
+class Exchange:
+    """A request that is being served.
+
+    The methods may be called at any time, also later from other callbacks. Once the exchange is over (`over`), which
+    a client that leaves can bring about at any moment, they do nothing.
+    """
+
+    __slots__ = (
+        "arrived_at",
+        "body",
+        "bytes_in",
+        "bytes_out",
+        "client",
+        "connection",
+        "context",
+        "detail",
+        "failure",
+        "headers",
+        "http10",
+        "id",
+        "keep_alive",
+        "method",
+        "path",
+        "plan",
+        "query",
+        "relay",
+        "reused",
+        "state",
+        "status",
+        "target",
+    )
+
+    def __init__(
+        self,
+        number: int,
+        connection: ClientConnection,
+        method: bytes,
+        target: bytes,
+        headers: Fields,
+        arrived_at: float,
+        *,
+        http10: bool,
+        keep_alive: bool,
+    ) -> None:
+        self.id = number
+        self.method = method
+        self.target = target
+        """In origin-form, as the client wrote it otherwise: nothing is decoded or normalised."""
+        self.path, _, self.query = target.partition(b"?")
+        self.headers = headers
+        """Names in lower case, in the order they came."""
+        self.client = connection.peer
+        """The client's address, without its port; "unix" for a Unix socket."""
+        self.http10 = http10
+        self.keep_alive = keep_alive
+        """Whether the connection may serve another request; final once the answer's head has gone out."""
+        self.arrived_at = arrived_at
+        """When the head was whole, in seconds of time.monotonic()."""
+        self.body = b""
+        """The whole body, where the plan was BUFFER, without its framing."""
+        self.context: Any = None
+        """The handler's own; the wire never looks at it."""
+        self.status = 0
+        self.bytes_in = 0
+        self.bytes_out = 0
+        # The rest is the wire's own.
+        self.connection = connection
+        self.plan = BodyPlan.NONE
+        self.state = State.BODY
+        self.relay: Relay | None = None
+        self.reused = False
+        self.failure: Kind | None = None
+        self.detail = ""
+
+    def __repr__(self) -> str:
+        """Tell the story as far as it goes; never with a header or a body in it."""
+        return (
+            f"<Exchange {self.id} {self.method.decode('latin-1')} {self.path.decode('latin-1')} "
+            f"{self.state.name} status={self.status} in={self.bytes_in} out={self.bytes_out}>"
+        )
+
+    @property
+    def over(self) -> bool:
+        """Whether the outcome was reported: whatever is called now does nothing."""
+        return self.state is State.DONE
+
+    @property
+    def writable(self) -> bool:
+        """Whether the client keeps up; a handler that makes a stream should wait while it doesn't."""
+        return not self.connection.write_paused
+
+    def header(self, name: bytes) -> bytes | None:
+        """Give the first value of a field; the name in lower case."""
+        for field, value in self.headers:
+            if field == name:
+                return value
+        return None
+
+    def move(self, event: Event) -> None:
+        """Make a step in the table of states; raise IllegalTransition where it has none."""
+        following = NEXT[self.state][event]
+        if following is None:
+            raise illegal(self.state, event, repr(self))
+        self.state = following
+
+    # Answers of the proxy's own.
+
+    def respond(self, status: int, headers: Fields | tuple[()] = (), body: bytes = b"") -> None:
+        """Answer, all at once. Content-Length and Date are added; for HEAD the body is left out."""
+        if self.state is State.DONE:
+            return
+        connection = self.connection
+        connection.decide_keep_alive(self)
+        data = answers.whole(
+            status, headers, body, close=not self.keep_alive, bodiless=self.method == b"HEAD"
+        )
+        self.move(Event.RESPOND)
+        self.drop_relay()
+        self.status = status
+        self.bytes_out += len(data)
+        connection.write(data)
+        connection.ended(self, self.failure or Kind.COMPLETE)
+
+    def start_stream(self, status: int, headers: Fields | tuple[()] = ()) -> None:
+        """Begin an answer of the proxy's own whose end isn't known yet: `write`, then `end` or `abort`."""
+        if self.state is State.DONE:
+            return
+        self.connection.decide_keep_alive(self)
+        framing = b"" if self.http10 else b"transfer-encoding: chunked\r\n"
+        data = answers.head(status, headers, framing=framing, close=not self.keep_alive)
+        self.move(Event.START)
+        self.status = status
+        self.bytes_out += len(data)
+        self.connection.write(data)
+
+    def write(self, data: bytes) -> None:
+        """Send a piece of the stream; look at `writable` before making much more."""
+        if self.state is State.DONE or not data:
+            return
+        if self.state is not State.MAKING:
+            raise illegal(self.state, Event.END, repr(self))
+        if self.method == b"HEAD":
+            return
+        framed = data if self.http10 else b"%x\r\n%b\r\n" % (len(data), data)
+        self.bytes_out += len(framed)
+        self.connection.write(framed)
+
+    def end(self) -> None:
+        """End the stream; the client can tell that it is whole."""
+        if self.state is State.DONE:
+            return
+        self.move(Event.END)
+        if not self.http10 and self.method != b"HEAD":
+            self.bytes_out += len(answers.LAST_CHUNK)
+            self.connection.write(answers.LAST_CHUNK)
+        self.connection.ended(self, Kind.COMPLETE)
+
+    def abort(self, detail: str = "aborted by the proxy") -> None:
+        """Break the stream off; the client can tell that it isn't whole."""
+        if self.state is State.DONE:
+            return
+        self.move(Event.END)
+        self.detail = detail
+        self.connection.broken(self, Kind.UPSTREAM_BROKEN, reset=self.http10)
+
+    # To an upstream.
+
+    def forward(
+        self,
+        upstream: Upstream,
+        *,
+        target: bytes | None = None,
+        body: bytes | None = None,
+        headers: Fields | None = None,
+        extra_response_headers: Fields | None = None,
+        watch: Watch | None = None,
+    ) -> None:
+        """Send the request to an upstream and relay the answer, byte for byte, with back-pressure.
+
+        Args:
+            upstream: Where to; its pool of idle connections is used.
+            target: Replaces the target. Must be free of white space and control bytes.
+            body: Replaces the body (BUFFER and NONE).
+            headers: Replaces the client's fields. Either way Host is the upstream's, and hop-by-hop fields,
+                framing, Origin and credentials (Authorization, X-Api-Key) don't go through.
+            extra_response_headers: Added to the head of the answer.
+            watch: Follows the answer's body. When it says that the body isn't whole, the client's transfer is broken.
+        """
+        if self.state is State.DONE:
+            return
+        if self.relay is not None:
+            raise illegal(self.state, Event.FORWARD, repr(self))
+        self.failure = None
+        self.detail = ""
+        self.relay = Relay(
+            self,
+            upstream,
+            target=target,
+            body=self.body if body is None else body,
+            fields=self.headers if headers is None else headers,
+            extra=extra_response_headers,
+            watch=watch,
+        )
+        self.relay.start()
+
+    def drop_relay(self) -> None:
+        """Let go of the upstream, if there is one, by closing its connection at once."""
+        relay, self.relay = self.relay, None
+        if relay is not None:
+            relay.cancel()
+
+    def failed(self, error: UpstreamError) -> None:
+        """Take note that no upstream answered, and let the handler, or the wire, decide what follows."""
+        self.move(Event.FAILED)
+        self.relay = None
+        self.failure = Kind.UPSTREAM_FAILED
+        self.detail = str(error)
+        connection = self.connection
+        try:
+            taken = connection.handler.upstream_failed(self, error)
+        except Exception as trouble:  # noqa: BLE001 - a bug of the handler must not take the connection's state along
+            connection.report(trouble, self)
+            taken = False
+        if not taken and self.state is State.HELD:
+            late = error.fault.value.endswith("timeout")
+            headers, body = answers.error_parts(error.fault.value, f"the upstream failed: {error}")
+            self.respond(504 if late else 502, headers, body)

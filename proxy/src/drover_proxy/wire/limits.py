@@ -1,0 +1,101 @@
+"""Every limit of the wire: a named number, its unit, and where the number comes from.
+
+A limit that is `None` is off. Times are in seconds and are checked by one sweep over all connections
+every `sweep_seconds`, so each of them is exact to that interval and costs nothing per request.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+KIB = 1024
+MIB = 1024 * KIB
+
+HELD_BYTES = 256 * KIB
+"""The most that one direction of one exchange holds in the proxy for a slow reader.
+
+The transports' own buffers are set to no high-water mark at all (`WRITE_HIGH_BYTES`), so what is held is
+what one read brought and the kernel didn't take: uvloop reads 250 KiB at a time, asyncio 256.
+"""
+
+WRITE_HIGH_BYTES = 0
+"""High-water mark of a transport's write buffer: reading from the other side stops as soon as one byte is left over."""
+
+PIPELINED_BYTES = 64 * KIB
+"""What a client may send ahead while its request is being answered.
+
+More is thrown away and the connection closes after the answer. Reading is never paused in that state, for
+a paused socket doesn't say that its peer has left. nginx holds one buffer (8 to 32 KiB) of it.
+"""
+
+EARLY_BODY_BYTES = 64 * KIB
+"""How much of a streamed body is read while the request still waits for its upstream; then reading pauses."""
+
+DISCARD_BYTES = 64 * KIB
+"""A body nobody wants is read and thrown away up to this length, so that the connection can be used again.
+
+Longer ones are answered with `Connection: close` and a lingering close. Go's net/http draws it at 256 KiB.
+"""
+
+LINGER_SECONDS = 2.0
+"""How long a client that still sends is given to read our last answer, before the connection is cut.
+
+Closing at once would reset the connection and could destroy that answer on its way. nginx: lingering_timeout 5 s.
+"""
+
+CHUNK_LINE_BYTES = 256
+"""Longest line of a chunk's size with its extensions. Nothing uses extensions; node allows 16 KiB of them."""
+
+TRAILER_BYTES = 8 * KIB
+"""Longest trailer section of a request, whole. Trailers are read, checked and passed on only in streamed bodies."""
+
+LEADING_CRLF = 1
+"""Empty lines allowed before a request line: RFC 9112, section 2.2, asks a server to ignore at least one."""
+
+ANSWER_HEAD_BYTES = 64 * KIB
+"""Longest head of an upstream's answer. Ollama's are under 300 bytes; nginx gives up at 4 or 8 KiB."""
+
+POOL_IDLE_CONNECTIONS = 256
+"""Idle connections kept per upstream: as many as an instance could ever have slots, and then some."""
+
+POOL_IDLE_SECONDS = 60.0
+"""How long an idle upstream connection is kept. Go's server (Ollama) keeps them for ever, nginx for 60 s."""
+
+STALE_SECONDS = 1.0
+"""A reused connection that is closed this soon after the request was sent, before any byte of an answer, was already dead.
+
+It is the race every keep-alive client knows, and the request goes out once more on a fresh connection.
+Later than this the upstream may have begun to work, and only the handler may decide to try again.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The limits an operator may set; the constants above are fixed."""
+
+    header_bytes: int = 64 * KIB
+    """Bytes of a request's head. Precedents: nginx 32 KiB in all, Go 1 MiB, node 16 KiB."""
+    header_count: int = 128
+    """Fields of a request's head. Precedents: Apache 100, Envoy 100, aiohttp 128."""
+    body_bytes: int = 64 * MIB
+    """Bytes of a body that is held whole (BodyPlan.BUFFER); beyond: 413. A dozen photographs in base64."""
+    stream_body_bytes: int | None = None
+    """Bytes of a body that streams through (BodyPlan.STREAM): model files have many GB, and nothing is held."""
+    head_timeout: float = 30.0
+    """From the first byte of a head to its end (slowloris). Precedents: Apache 20-40 s, nginx 60 s."""
+    body_timeout: float = 60.0
+    """Longest silence while a body is being read. Precedents: nginx client_body_timeout 60 s."""
+    idle_timeout: float = 120.0
+    """Keep-alive without a request. Longer than clients keep theirs (Go 90 s, httpx 5 s), so that they close first."""
+    connect_timeout: float = 5.0
+    """To an upstream on the same host or in the same rack."""
+    first_byte_timeout: float | None = None
+    """From the request sent to the first byte of the answer. Off: a long prompt takes minutes to read."""
+    stall_timeout: float | None = 300.0
+    """Longest silence in an answer that has begun, also of a client that doesn't read. A stuck runner is silent for ever."""
+    max_connections: int = 20_000
+    """Client connections in all; beyond: 503 and closed. Keep it below the process's limit of file descriptors."""
+    max_connections_per_client: int | None = None
+    """Client connections from one address. Off: a gateway in front is one address for everybody."""
+    sweep_seconds: float = 1.0
+    """How often times are looked at."""

@@ -1,0 +1,291 @@
+"""One forwarded request: sends it to an upstream, and brings the answer to the client as it came."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import TYPE_CHECKING
+
+from drover_proxy.wire import headers
+from drover_proxy.wire.contract import BodyPlan, Kind, UpstreamError, UpstreamFault, Watch
+from drover_proxy.wire.limits import KIB, STALE_SECONDS
+from drover_proxy.wire.states import Event, State
+from drover_proxy.wire.upstream import Framing, UpstreamConnection
+
+if TYPE_CHECKING:
+    from drover_proxy.wire.exchange import Exchange
+    from drover_proxy.wire.pool import Upstream
+
+TARGET = re.compile(rb"[!-~]+")
+COPY_BYTES = 16 * KIB  # above this, two writes are cheaper than one copy
+FOREVER = float("inf")
+WITH_BODY = frozenset((b"POST", b"PUT", b"PATCH"))  # their length is told even when it is nothing
+UNTOUCHED = frozenset((UpstreamFault.DIAL, UpstreamFault.CONNECT_TIMEOUT))  # the request was never sent
+
+
+class Relay:
+    """Moves one exchange through one upstream. Made by `Exchange.forward`, gone when the answer ends."""
+
+    __slots__ = (
+        "_body",
+        "_client",
+        "_dialing",
+        "_extra",
+        "_head",
+        "_limits",
+        "_retried",
+        "_sent_at",
+        "_upload_began",
+        "_upstream",
+        "active",
+        "connection",
+        "deadline",
+        "exchange",
+        "watch",
+    )
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        upstream: Upstream,
+        *,
+        target: bytes | None,
+        body: bytes,
+        fields: headers.Fields,
+        extra: headers.Fields | None,
+        watch: Watch | None,
+    ) -> None:
+        if target is not None and TARGET.fullmatch(target) is None:
+            raise ValueError(f"a target must be free of white space and control bytes: {target!r}")
+        self.exchange = exchange
+        self.watch = watch
+        self.connection: UpstreamConnection | None = None
+        self.deadline = FOREVER
+        self.active = False
+        """Something moved since the last sweep."""
+        self._client = exchange.connection
+        self._limits = exchange.connection.limits
+        self._upstream = upstream
+        self._extra = extra
+        self._dialing: asyncio.Task[None] | None = None
+        self._retried = False
+        self._upload_began = False
+        self._sent_at = 0.0
+        if exchange.plan is BodyPlan.STREAM:
+            framing, self._body = self._client.upload_framing(), b""
+        elif body or exchange.method in WITH_BODY:
+            framing, self._body = b"content-length: %d\r\n" % len(body), body
+        else:
+            framing, self._body = b"", b""
+        self._head = headers.request_head(
+            exchange.method,
+            target or exchange.target,
+            upstream.host_header,
+            fields,
+            framing=framing,
+            http10=exchange.http10,
+        )
+
+    # Sending.
+
+    def start(self) -> None:
+        """Send the request over an idle connection, or dial."""
+        self._client.server.knows(self._upstream)
+        connection = self._upstream.pool.take()
+        if connection is not None:
+            self.connected(connection)
+        else:
+            self.exchange.move(Event.FORWARD)
+            self._dialing = self._upstream.pool.dial(self, self._limits.connect_timeout)
+
+    def connected(self, connection: UpstreamConnection) -> None:
+        """Send the request over this connection."""
+        exchange = self.exchange
+        self._dialing = None
+        exchange.move(Event.CONNECTED)
+        self.connection = connection
+        exchange.reused = connection.served > 0
+        connection.begin(self, bodiless=exchange.method == b"HEAD")
+        self.sent()
+        if len(self._body) < COPY_BYTES:
+            connection.transport.write(self._head + self._body)
+        else:
+            connection.transport.write(self._head)
+            connection.transport.write(self._body)
+        if exchange.plan is BodyPlan.STREAM:
+            self._client.upload_ready()
+
+    def sent(self) -> None:
+        """The request has gone out as far as it is here: from now on the upstream is being waited for."""
+        self._sent_at = now = self._client.server.clock()
+        limit = self._limits.first_byte_timeout
+        self.deadline = FOREVER if limit is None else now + limit
+
+    def upload(self, data: bytes) -> None:
+        """Send a piece of a streamed body, its framing included."""
+        assert self.connection is not None
+        self._upload_began = True
+        self.connection.transport.write(data)
+
+    def upload_paused(self, *, paused: bool) -> None:
+        """The upstream's connection is full, or has room again."""
+        if self.exchange.plan is BodyPlan.STREAM:
+            self._client.hold_upload(held=paused)
+
+    # Answering.
+
+    def interim(self, status: int, raw: bytes) -> None:
+        """Pass a 1xx on; 100 is only about our own request, and HTTP/1.0 knows none of them."""
+        if status != 100 and not self.exchange.http10:
+            self._client.write(raw)
+
+    def answer(self, connection: UpstreamConnection, raw: bytes, data: bytes) -> None:
+        """Relay the head of the answer, with whatever of its body came along."""
+        exchange, client = self.exchange, self._client
+        if exchange.http10 and connection.framing is Framing.CHUNKED:
+            connection.close()
+            self.failed(UpstreamFault.BAD_ANSWER, "it answered HTTP/1.0 with chunks")
+            return
+        exchange.status = connection.status
+        client.tell_answered(exchange)
+        if exchange.relay is not self:
+            return  # the handler thought otherwise
+        client.decide_keep_alive(exchange)
+        if connection.framing is Framing.CLOSE:
+            exchange.keep_alive = False
+        exchange.move(Event.ANSWER)
+        head = headers.answer_head(raw, connection.fields, self._extra or [], close=not exchange.keep_alive)
+        if connection.complete:
+            self.last(connection, head, data)
+        else:
+            limit = self._limits.stall_timeout
+            self.deadline = FOREVER if limit is None else client.server.now + limit
+            self.piece(head + data)
+
+    def piece(self, data: bytes) -> None:
+        """Relay a piece of the body. This is the path of every token."""
+        self.active = True
+        self.exchange.bytes_out += len(data)
+        self._client.transport.write(data)
+
+    def last(self, connection: UpstreamConnection, head: bytes, data: bytes) -> None:
+        """Relay the last piece, if the watch agrees that it is the last; `head` when it came along with it."""
+        exchange, watch = self.exchange, self.watch
+        kind = Kind.COMPLETE
+        if watch is not None:
+            error = watch.error()
+            if error is not None:
+                kind = Kind.IN_BAND_ERROR
+                exchange.detail = error
+            elif not watch.whole(exchange.status):
+                self._not_whole(connection, head, data)
+                return
+        data = head + data
+        if data:
+            self.piece(data)
+        if connection.reusable and self._client.upload_done():
+            self._upstream.pool.put(connection, self._client.server.now)
+        else:
+            connection.close()
+        self._end(kind)
+
+    def _end(self, kind: Kind) -> None:
+        self.connection = None
+        self.exchange.relay = None
+        self.exchange.move(Event.ANSWER_END)
+        self._client.ended(self.exchange, kind)
+
+    # Failing.
+
+    def lost(self, connection: UpstreamConnection, why: str, *, untouched: bool) -> None:
+        """The connection was closed before the answer's head was whole; `untouched` says that no byte had come."""
+        stale = connection.served > 0 and untouched and not self._retried and not self._upload_began
+        if stale and self._client.server.clock() - self._sent_at < STALE_SECONDS:
+            self._retried = True
+            self.connection = None
+            self._upstream.pool.clear()  # the others are as old
+            self.exchange.move(Event.FAILED)
+            self.exchange.move(Event.FORWARD)
+            self._dialing = self._upstream.pool.dial(self, self._limits.connect_timeout)
+            return
+        self.failed(UpstreamFault.CLOSED, why)
+
+    def failed(self, fault: UpstreamFault, why: str) -> None:
+        """No answer: let the exchange decide."""
+        self.connection = self._dialing = None
+        retryable = fault in UNTOUCHED and not self._upload_began
+        self.exchange.failed(UpstreamError(fault, why, retryable=retryable))
+
+    def broken(self, connection: UpstreamConnection, why: str) -> None:
+        """The answer broke off in its middle."""
+        can_add = self.watch is not None and connection.at_chunk_boundary()
+        self._break(connection, why, can_add=can_add)
+
+    def _not_whole(self, connection: UpstreamConnection, head: bytes, data: bytes) -> None:
+        """The framing ended and the body didn't: keep the end from the client."""
+        can_add = False
+        if connection.framing is Framing.CHUNKED:
+            can_add = data[-7:] == b"\r\n0\r\n\r\n" or (data == b"0\r\n\r\n" and connection.line_end)
+            data = data[:-5] if can_add else b""
+        elif connection.framing is Framing.LENGTH:
+            data = data[:-1]
+        if head + data:
+            self.piece(head + data)
+        self._break(connection, "the upstream ended its answer before it was whole", can_add=can_add)
+
+    def _break(self, connection: UpstreamConnection, why: str, *, can_add: bool) -> None:
+        """Break the client's transfer, after the dialect's own words for it where they fit in."""
+        framing = connection.framing
+        connection.close()
+        event = self.watch.error_event() if self.watch is not None else b""
+        if framing is Framing.CHUNKED:
+            event = b"%x\r\n%b\r\n" % (len(event), event) if can_add and event else b""
+        elif framing is not Framing.CLOSE:
+            event = b""
+        if event:
+            self.piece(event)
+        exchange = self.exchange
+        exchange.detail = why
+        exchange.relay = None
+        self.connection = None
+        exchange.move(Event.ANSWER_END)
+        unmarked = framing is not Framing.CHUNKED and framing is not Framing.LENGTH and not event
+        self._client.broken(exchange, Kind.UPSTREAM_BROKEN, reset=unmarked)
+
+    # What the client's connection calls.
+
+    def cancel(self) -> None:
+        """Close what there is, at once: the client has left, or was answered otherwise."""
+        dialing, self._dialing = self._dialing, None
+        if dialing is not None:
+            dialing.cancel()
+        connection, self.connection = self.connection, None
+        if connection is not None:
+            connection.close()
+
+    def client_paused(self, *, paused: bool) -> None:
+        """The client doesn't keep up with its answer, or has caught up."""
+        connection = self.connection
+        self.active = True
+        if connection is None or connection.transport.is_closing():
+            return
+        if paused:
+            connection.transport.pause_reading()
+        else:
+            connection.transport.resume_reading()
+
+    def sweep(self, now: float) -> None:
+        """Look at the clock."""
+        if self.active:
+            self.active = False
+            limit = self._limits.stall_timeout
+            self.deadline = FOREVER if limit is None else now + limit
+        if now < self.deadline or self.connection is None:
+            return
+        if self.exchange.state is State.SENT:
+            self.connection.close()
+            self.failed(UpstreamFault.FIRST_BYTE_TIMEOUT, "no answer within the time allowed")
+        elif self._client.write_paused:
+            self._client.give_up("the client reads nothing")
+        else:
+            self.broken(self.connection, "the upstream fell silent in the middle of its answer")

@@ -1,0 +1,184 @@
+"""The listeners, the count of connections, the one clock, and the end of it all."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+import time
+import weakref
+from collections import Counter
+from collections.abc import Iterable
+
+from drover_proxy.wire.client import ClientConnection, Phase
+from drover_proxy.wire.contract import Handler, Kind
+from drover_proxy.wire.head import BadRequest
+from drover_proxy.wire.limits import Limits
+from drover_proxy.wire.pool import Upstream
+
+BACKLOG = 1024
+"""Connections the kernel holds while the loop is busy, or while one process hands over to the next."""
+
+
+class Server:
+    """Serves HTTP/1.1 and hands each request to a handler.
+
+    Counts for metrics: `connections` (open now), `outcomes` (by Kind), `refusals` (by code: heads that never became an
+    exchange, and clients turned away).
+    """
+
+    def __init__(self, handler: Handler, limits: Limits | None = None) -> None:
+        self.handler = handler
+        self.limits = limits or Limits()
+        self.connections: set[ClientConnection] = set()
+        self.outcomes: Counter[Kind] = Counter()
+        self.refusals: Counter[str] = Counter()
+        self.accepted = 0
+        self.requests = 0
+        self.draining = False
+        self.clock = time.monotonic
+        self.now = time.monotonic()
+        """The clock as of the last sweep: good enough for limits, and free."""
+        self._by_peer: Counter[str] = Counter()
+        self._listeners: list[asyncio.AbstractServer] = []
+        self._upstreams: weakref.WeakSet[Upstream] = weakref.WeakSet()
+        self._sweeper: asyncio.TimerHandle | None = None
+        self._empty = asyncio.Event()
+
+    # Listening.
+
+    async def listen(
+        self, where: Iterable[str | socket.socket], *, tls: ssl.SSLContext | None = None
+    ) -> list[str]:
+        """Listen on each of these, and return where that is.
+
+        Args:
+            where: "host:port" ("[::]:8080" for IPv6, port 0 for any), "unix:/path", or a socket that listens
+                already (inherited by socket activation).
+            tls: Speak TLS on these.
+        """
+        loop = asyncio.get_running_loop()
+        if self._sweeper is None:
+            self._sweep()
+        bound: list[str] = []
+        for place in where:
+            if isinstance(place, str) and not place.startswith("unix:"):
+                host, _, port = place.rpartition(":")
+                listener = await loop.create_server(
+                    self._connection, host.strip("[]") or None, int(port), ssl=tls, backlog=BACKLOG
+                )
+            elif isinstance(place, str):
+                listener = await loop.create_unix_server(
+                    self._connection, place.removeprefix("unix:"), ssl=tls, backlog=BACKLOG
+                )
+            elif place.family == socket.AF_UNIX:
+                listener = await loop.create_unix_server(
+                    self._connection, sock=place, ssl=tls, backlog=BACKLOG
+                )
+            else:
+                listener = await loop.create_server(self._connection, sock=place, ssl=tls, backlog=BACKLOG)
+            self._listeners.append(listener)
+            bound += [_name(sock) for sock in listener.sockets]
+        return bound
+
+    def _connection(self) -> ClientConnection:
+        return ClientConnection(self)
+
+    async def drain(self, timeout: float = 30.0) -> int:  # noqa: ASYNC109 - the bound is the contract, not a cancellation
+        """Stop: accept no more, let what is under way finish, cut what is left after `timeout` seconds.
+
+        Returns the number of exchanges that were cut.
+        """
+        self.draining = True
+        for listener in self._listeners:
+            listener.close()
+        for connection in list(self.connections):
+            if connection.phase is Phase.HEAD and not connection.buffer:
+                connection.close(linger=False)
+        await self._wait_empty(timeout)
+        cut = sum(connection.exchange is not None for connection in self.connections)
+        for connection in list(self.connections):
+            connection.give_up("the proxy is stopping")
+        await self._wait_empty(1.0)
+        for upstream in list(self._upstreams):
+            upstream.close()
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            self._sweeper = None
+        self._listeners.clear()
+        return cut
+
+    async def _wait_empty(self, timeout: float) -> None:  # noqa: ASYNC109 - as drain
+        self._empty.clear()
+        if self.connections:
+            try:
+                await asyncio.wait_for(self._empty.wait(), timeout)
+            except asyncio.TimeoutError:
+                return
+
+    # What connections call.
+
+    def admit(self, connection: ClientConnection) -> str | None:
+        """Count a new connection; say why it may not stay."""
+        limits = self.limits
+        self.connections.add(connection)
+        self.accepted += 1
+        self._by_peer[connection.peer] += 1
+        if len(self.connections) > limits.max_connections:
+            refusal = f"more than {limits.max_connections} connections"
+        elif (
+            limits.max_connections_per_client is not None
+            and self._by_peer[connection.peer] > limits.max_connections_per_client
+        ):
+            refusal = f"more than {limits.max_connections_per_client} connections from {connection.peer}"
+        else:
+            return None
+        self.refusals["too_many_connections"] += 1
+        return refusal
+
+    def release(self, connection: ClientConnection) -> None:
+        """Count a connection off."""
+        self.connections.discard(connection)
+        peer = connection.peer
+        self._by_peer[peer] -= 1
+        if not self._by_peer[peer]:
+            del self._by_peer[peer]
+        if not self.connections:
+            self._empty.set()
+
+    def number(self) -> int:
+        """Give the next request its number."""
+        self.requests += 1
+        return self.requests
+
+    def ended(self, kind: Kind) -> None:
+        """Count an outcome."""
+        self.outcomes[kind] += 1
+
+    def refused(self, error: BadRequest) -> None:
+        """Count a head that never became an exchange."""
+        self.refusals[error.code] += 1
+
+    def knows(self, upstream: Upstream) -> None:
+        """Remember an upstream, so that its idle connections are looked after."""
+        if upstream not in self._upstreams:
+            self._upstreams.add(upstream)
+
+    def _sweep(self) -> None:
+        """Look at every deadline, once per interval."""
+        self.now = now = self.clock()
+        for connection in list(self.connections):
+            connection.sweep(now)
+        for upstream in list(self._upstreams):
+            upstream.pool.sweep(now)
+        loop = asyncio.get_running_loop()
+        self._sweeper = loop.call_later(self.limits.sweep_seconds, self._sweep)
+
+
+def _name(sock: socket.socket) -> str:
+    """Name where a socket listens, in the form that `listen` takes."""
+    name = sock.getsockname()
+    if isinstance(name, tuple):
+        host = f"[{name[0]}]" if ":" in name[0] else name[0]
+        return f"{host}:{name[1]}"
+    return f"unix:{name}"
