@@ -1,7 +1,8 @@
 """A stand-in of nvidia-smi over libnvidia-ml.so.1: its queries, its texts and its exit codes.
 
 Standard library only; the driver package ships it behind /usr/bin/nvidia-smi. Exit codes: 0 well, 2 a bad
-argument, 3 not supported, 4 no permission, 6 no such GPU, 9 no driver, 12 no library, 15 a GPU is off the bus, 18 versions differ.
+argument, 3 not supported, 4 no permission, 6 no such GPU, 9 no driver, 12 no library, 15 a GPU is off the bus,
+18 versions differ.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ try:
         ALIASES,
         APP_FIELDS,
         FIELDS,
-        LIBRARY,
         MIB,
         NOT_AVAILABLE,
         Device,
@@ -30,7 +30,6 @@ except ImportError:  # in the driver package the files lie side by side
         ALIASES,
         APP_FIELDS,
         FIELDS,
-        LIBRARY,
         MIB,
         NOT_AVAILABLE,
         Device,
@@ -43,9 +42,9 @@ except ImportError:  # in the driver package the files lie side by side
 TEXTS = {
     9: "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver. "
     "Make sure that the latest NVIDIA driver is installed and running.\n",
-    12: f"NVIDIA-SMI couldn't find {LIBRARY} library in your system. Please make sure that the NVIDIA "
+    12: "NVIDIA-SMI couldn't find libnvidia-ml.so library in your system. Please make sure that the NVIDIA "
     "Display Driver is properly installed and present in your system.\n"
-    f"Please also try adding directory that contains {LIBRARY} to your system PATH.\n",
+    "Please also try adding directory that contains libnvidia-ml.so to your system PATH.\n",
 }
 HELP = """\
 NVIDIA System Management Interface -- simulated GPUs of a lab host
