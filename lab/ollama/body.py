@@ -8,7 +8,7 @@ from typing import Any
 from lab.ollama.gotext import quoted
 
 
-class Refused(Exception):
+class Refused(Exception):  # noqa: N818 - an answer, not an error of ours
     """The request can't be served; carries status and text of the answer."""
 
     def __init__(self, status: int, text: str) -> None:

@@ -276,12 +276,12 @@ class OpenAiCompletion(OpenAi):
     prefix = "cmpl"
 
     def piece(self, piece: Piece) -> bytes:
-        more = {"usage": {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}}
+        more: dict[str, Any] = {"usage": {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}}
         choice = {"text": piece.text, "index": 0, "finish_reason": None}
         return self._chunk([choice], **(more if self.include_usage else {}))
 
     def last(self, stats: Stats) -> bytes:
-        more = {"usage": {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}}
+        more: dict[str, Any] = {"usage": {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}}
         choice = {"text": "", "index": 0, "finish_reason": stats.done_reason}
         out = self._chunk([choice], **(more if self.include_usage else {}))
         if self.include_usage:

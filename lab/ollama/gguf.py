@@ -5,10 +5,10 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Union
+from typing import BinaryIO
 
-Scalar = Union[bool, int, float, str]
-Value = Union[Scalar, list[Scalar]]
+Scalar = bool | int | float | str
+Value = Scalar | list[Scalar]
 
 ALIGNMENT = 32
 # ggml types: name -> (id, bytes of a block, elements of a block)
@@ -62,7 +62,7 @@ class Header:
 
     @property
     def architecture(self) -> str:
-        """`llama`, `qwen2`, …"""
+        """The family, such as `llama` or `qwen2`."""
         return str(self.keys.get("general.architecture", "unknown"))
 
     def number(self, key: str, default: int = 0) -> int:

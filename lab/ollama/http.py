@@ -1,5 +1,6 @@
-"""A small HTTP/1.1 server on asyncio: keep-alive, pipelining, chunked bodies both ways, and it notices
-at once when a client leaves, which is what half of Ollama's habits are about.
+"""A small HTTP/1.1 server on asyncio: keep-alive, pipelining, chunked bodies both ways.
+
+It notices at once when a client leaves, which is what half of Ollama's habits are about.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ REASONS = {
 }  # fmt: skip
 
 
-class Gone(Exception):
+class Gone(Exception):  # noqa: N818 - not an error: it happens
     """The client closed its side of the connection."""
 
 
-class BadRequest(Exception):
+class BadRequest(Exception):  # noqa: N818 - HTTP's own name for it
     """What came in is no HTTP request; carries the status to answer."""
 
     def __init__(self, status: int, text: str) -> None:
@@ -190,6 +191,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is no more."""
+        del exc
         self.gone.set()
         self._arrived.set()
         self._writable.set()

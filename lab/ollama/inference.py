@@ -27,10 +27,40 @@ OUT_OF_MEMORY = (
     "CUDA error: out of memory"
 )
 HUNG_CHECK_SECONDS = 0.05
-_TEXT = (
-    "This is a simulated answer : the weights are zeros and the words come from a list , one after the other , "
-    "at the speed that the simulation was given . "
-).split()
+_TEXT = [
+    "This",
+    "is",
+    "a",
+    "simulated",
+    "answer",
+    ":",
+    "the",
+    "weights",
+    "are",
+    "zeros",
+    "and",
+    "the",
+    "words",
+    "come",
+    "from",
+    "a",
+    "list",
+    ",",
+    "one",
+    "after",
+    "the",
+    "other",
+    ",",
+    "at",
+    "the",
+    "speed",
+    "that",
+    "the",
+    "simulation",
+    "was",
+    "given",
+    ".",
+]
 
 
 class RunnerFailedError(Exception):

@@ -59,7 +59,7 @@ def _pad(cells: int) -> int:
 
 
 def kv_cache_bytes(header: Header, shape: Shape) -> int:
-    """The cache is allocated in full at load: context × slots, windowed layers less."""
+    """The cache is allocated in full at load: context times slots, windowed layers less."""
     if header.number("pooling_type"):
         return 0
     layers, heads = header.number("block_count", 1), max(1, header.number("attention.head_count", 1))

@@ -63,22 +63,29 @@ async def ps(context: Context, request: Request, answer: Answer) -> None:
     answer.json(200, {"models": [entry for _, entry in found]})
 
 
+def _items(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, str):
+        return quoted(value)
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
 def _parameter_lines(parameters: dict[str, Any]) -> list[str]:
-    lines = []
-    for name, value in parameters.items():
-        for item in value if isinstance(value, list) else [value]:
-            shown = (
-                quoted(item)
-                if isinstance(item, str)
-                else str(item).lower()
-                if isinstance(item, bool)
-                else f"{item:g}"
-                if isinstance(item, float)
-                else str(item)
-            )
-            lines.append(f"{name:<30} {shown}")
+    lines = [f"{name:<30} {_shown(item)}" for name, value in parameters.items() for item in _items(value)]
     random.shuffle(lines)  # the original walks a map
     return lines
+
+
+def _in_quotes(text: str) -> str:
+    """A Modelfile's value, in quotes where it needs them."""
+    if "\n" not in text and text.strip(" ") == text:
+        return text
+    return f'"""{text}"""' if '"' in text else f'"{text}"'
 
 
 def modelfile(model: Stored, blob: str) -> str:
@@ -91,22 +98,15 @@ def modelfile(model: Stored, blob: str) -> str:
         f"FROM {blob}",
     ]
     if model.template:
-        lines.append(
-            f'TEMPLATE """{model.template}"""'
-            if '"' in model.template or "\n" in model.template
-            else f"TEMPLATE {model.template}"
-        )
+        lines.append(f"TEMPLATE {_in_quotes(model.template)}")
     if model.system:
-        lines.append(
-            f'SYSTEM """{model.system}"""'
-            if '"' in model.system or "\n" in model.system
-            else f"SYSTEM {model.system}"
-        )
+        lines.append(f"SYSTEM {_in_quotes(model.system)}")
     for name, value in model.parameters.items():
-        for item in value if isinstance(value, list) else [value]:
-            lines.append(f"PARAMETER {name} {item}")
-    lines += [f'LICENSE """{text}"""' for text in model.licences]
-    lines += [f"MESSAGE {item.get('role', '')} {item.get('content', '')}" for item in model.messages]
+        lines += [f"PARAMETER {name} {_in_quotes(str(item))}" for item in _items(value)]
+    lines += [f"LICENSE {_in_quotes(text)}" for text in model.licences]
+    lines += [
+        f"MESSAGE {item.get('role', '')} {_in_quotes(item.get('content', ''))}" for item in model.messages
+    ]
     return "\n".join(lines) + "\n"
 
 

@@ -12,7 +12,9 @@ import contextlib
 import random
 import time
 from collections import deque
+from collections.abc import Coroutine
 from dataclasses import dataclass, replace
+from typing import Any
 
 from lab.ollama import gpus as gpu_state
 from lab.ollama import log
@@ -76,8 +78,8 @@ class Scheduler:
                  default_num_ctx=self.default_context)  # fmt: skip
         self._spawn(self._serve_pending())
 
-    def _spawn(self, work: object) -> None:
-        task = asyncio.get_running_loop().create_task(work)  # type: ignore[arg-type]
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -101,7 +103,7 @@ class Scheduler:
             return self._use(runner, keep_alive_seconds)
         if len(self._pending) >= self.settings.max_queue:
             raise LoadError(BUSY, 503)
-        answer = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[Runner] = asyncio.get_running_loop().create_future()
         self._pending.append(_Pending(model, wanted, keep_alive_seconds, gone, answer))
         self._arrived.set()
         return await answer

@@ -14,8 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from lab.ollama import gguf
-from lab.ollama.catalogue import CONFIG_TYPE, LICENSE_LAYER, MANIFEST_TYPE, MODEL_LAYER, PARAMS_LAYER
-from lab.ollama.catalogue import TEMPLATE_LAYER
+from lab.ollama.catalogue import (
+    CONFIG_TYPE,
+    LICENSE_LAYER,
+    MANIFEST_TYPE,
+    MODEL_LAYER,
+    PARAMS_LAYER,
+    TEMPLATE_LAYER,
+)
 from lab.ollama.names import Name
 
 SYSTEM_LAYER = "application/vnd.ollama.image.system"
