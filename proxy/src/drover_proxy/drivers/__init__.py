@@ -1,0 +1,1 @@
+"""What touches the world: NVML, Ollama's control API, systemd, sockets, the log."""
