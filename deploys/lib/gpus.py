@@ -11,15 +11,13 @@ from dataclasses import dataclass
 # (first id, last id, architecture); the first match wins, so that exceptions stand before their ranges.
 DEVICE_IDS = (
     (0x0FC0, 0x12FF, "kepler"),
-    (0x1340, 0x13FF, "maxwell"),
-    (0x1400, 0x17FF, "maxwell"),
     (0x15F0, 0x15FF, "pascal"),
+    (0x1340, 0x17FF, "maxwell"),
     (0x1B00, 0x1D7F, "pascal"),
     (0x1D80, 0x1DFF, "volta"),
     (0x1E00, 0x1FFF, "turing"),
     (0x2180, 0x21FF, "turing"),
-    (0x20B0, 0x20FF, "ampere"),
-    (0x2080, 0x20AF, "ampere"),
+    (0x2080, 0x20FF, "ampere"),
     (0x2300, 0x233F, "hopper"),
     (0x2340, 0x237F, "grace-hopper"),
     (0x2200, 0x25FF, "ampere"),

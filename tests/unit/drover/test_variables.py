@@ -49,10 +49,11 @@ def test_a_number_for_a_text_is_not_converted():
 def test_a_text_for_a_number_is_not_converted():
     """A number in quotes is refused, though Ansible would convert it."""
     found = texts(nvidia_driver_reboot_timeout_seconds="60")
-    assert found == [  # noqa: ISC004 - one message
+    expected = (
         'a: nvidia_driver_reboot_timeout_seconds: expected a whole number (int), got "60" (str). Next: write '
         "the number without quotes"
-    ]
+    )
+    assert found == [expected]
 
 
 def test_a_boolean_is_no_number():
