@@ -1,7 +1,7 @@
 """A stand-in of nvidia-smi over libnvidia-ml.so.1: its queries, its texts and its exit codes.
 
 Standard library only; the driver package ships it behind /usr/bin/nvidia-smi. Exit codes: 0 well, 2 a bad
-argument, 3 not supported, 4 no permission, 6 no such GPU, 9 no driver, 12 no library, 15 a GPU is off the bus,
+argument, 3 not supported, 4 no permission, 6 no such GPU, 9 no driver, 12 no library, 15 a GPU is lost,
 18 versions differ.
 """
 
@@ -52,6 +52,7 @@ NVIDIA System Management Interface -- simulated GPUs of a lab host
     -h,   --help                Print usage information and exit.
     -L,   --list-gpus           Display a list of GPUs connected to the system.
     -q,   --query               Display GPU or Unit info.
+    -pm,  --persistence-mode=   Set persistence mode: 0 or 1.
     -i,   --id=                 Target a specific GPU: index, UUID or PCI bus id; several with commas.
           --query-gpu=          Fields, with commas: {fields}
           --query-compute-apps= Fields, with commas: {apps}
@@ -107,6 +108,27 @@ def list_gpus(devices: list[Device]) -> None:
     """-L."""
     for device in devices:
         print(f"GPU {device.position}: {device.text('Name')} (UUID: {device.text('UUID')})")
+
+
+def set_persistence(devices: list[Device], wanted: str) -> None:
+    """-pm: keep the driver's state when no client is there, until the next boot."""
+    if wanted not in {"0", "1"}:
+        raise UsageError("Invalid combination of input arguments. Please run 'nvidia-smi -h' for help.\n")
+    word = "Enabled" if wanted == "1" else "Disabled"
+    for device in devices:
+        where = device.bus_id()
+        if str(device.number("PersistenceMode")) == wanted:
+            print(f"Persistence mode is already {word} for GPU {where}.")
+            continue
+        try:
+            device.nvml.call("nvmlDeviceSetPersistenceMode", device.handle, ctypes.c_uint(int(wanted)))
+        except NvmlError as error:
+            text = device.nvml.error_text(error.code)
+            print(f"Unable to set persistence mode for GPU {where}: {text}")
+            print("Terminating early due to previous error.")
+            raise
+        print(f"{word} persistence mode for GPU {where}.")
+    print("All done.")
 
 
 def _cuda(nvml: Nvml) -> str:
@@ -228,8 +250,14 @@ def arguments_of(words: list[str]) -> dict[str, str]:
     """Read the command line as nvidia-smi does: `--key=value`, or `-i value`."""
     options: dict[str, str] = {}
     rest = iter(words)
-    long_names = {"--list-gpus": "-L", "--query": "-q", "--id": "-i", "--help": "-h"}
-    valued = {"-i", "--query-gpu", "--query-compute-apps", "--format"}
+    long_names = {
+        "--list-gpus": "-L",
+        "--query": "-q",
+        "--id": "-i",
+        "--help": "-h",
+        "--persistence-mode": "-pm",
+    }
+    valued = {"-i", "-pm", "--query-gpu", "--query-compute-apps", "--format"}
     for word in rest:
         key, separator, value = word.partition("=")
         key = long_names.get(key, key)
@@ -263,6 +291,8 @@ def run(options: dict[str, str]) -> None:
         query_gpu(devices, options["--query-gpu"], options.get("--format"))
     elif "--query-compute-apps" in options:
         query_apps(devices, options["--query-compute-apps"], options.get("--format"))
+    elif "-pm" in options:
+        set_persistence(devices, options["-pm"])
     elif "-q" in options:
         query_all(nvml, devices)
     else:

@@ -1,5 +1,5 @@
 /* What NVML says about one GPU. */
-#define _GNU_SOURCE
+#define _DEFAULT_SOURCE
 #include "nvml.h"
 
 #include <stdio.h>

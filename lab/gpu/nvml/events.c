@@ -1,5 +1,5 @@
 /* NVML's event sets: an XID in the state file becomes an event. */
-#define _GNU_SOURCE
+#define _DEFAULT_SOURCE
 #include "nvml.h"
 
 #include <pthread.h>

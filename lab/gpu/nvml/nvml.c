@@ -1,5 +1,5 @@
 /* libnvidia-ml.so.1 over simulated GPUs: the ABI of NVML for what its Python bindings and nvidia-smi call. */
-#define _GNU_SOURCE
+#define _DEFAULT_SOURCE
 #include "nvml.h"
 
 #include <errno.h>

@@ -1,11 +1,9 @@
 /* Reads the state file of the simulated GPUs. */
-#define _GNU_SOURCE
+#define _DEFAULT_SOURCE
 #include "state.h"
 
-#include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <limits.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -13,26 +11,6 @@
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
-
-static char own_version[LAB_TEXT];
-
-/* Which version this file is, is settled when it is loaded: an upgrade replaces the file under running
- * processes, and those keep the old library. */
-__attribute__((constructor)) static void note_own_version(void)
-{
-    Dl_info info;
-    char resolved[PATH_MAX];
-    if (!dladdr((void *)&lab_read, &info) || !info.dli_fname || !realpath(info.dli_fname, resolved))
-        return;
-    const char *suffix = strstr(resolved, "libnvidia-ml.so.");
-    if (suffix && strchr(suffix + 16, '.'))
-        snprintf(own_version, sizeof own_version, "%s", suffix + 16);
-}
-
-const char *lab_own_version(void)
-{
-    return own_version;
-}
 
 /* A process that is gone, or a zombie, holds no memory. */
 static int is_alive(long pid)
@@ -135,16 +113,21 @@ static void set_key(struct lab_state *state, char *key, const char *value)
         struct lab_gpu *gpu = &state->gpus[index];
         if (!gpu->present) {
             gpu->present = 1;
-            gpu->minor = (unsigned)index;
+            gpu->index = gpu->minor = (unsigned)index;
         }
         set_gpu(gpu, end + 1, value);
     }
 }
 
-static int read_file(char **text)
+const char *lab_path(void)
 {
     const char *path = getenv("LABGPU_STATE");
-    int fd = open(path && *path ? path : "/run/labgpu/state", O_RDONLY | O_CLOEXEC);
+    return path && *path ? path : "/run/labgpu/state";
+}
+
+static int read_file(char **text)
+{
+    int fd = open(lab_path(), O_RDONLY | O_CLOEXEC);
     if (fd < 0)
         return errno == EACCES ? NVML_ERROR_NO_PERMISSION : NVML_ERROR_DRIVER_NOT_LOADED;
     struct stat info;
@@ -187,6 +170,6 @@ int lab_read(struct lab_state *state)
     if (!state->loaded || !*state->driver)
         return NVML_ERROR_DRIVER_NOT_LOADED;
     if (!*state->library)
-        snprintf(state->library, sizeof state->library, "%s", *own_version ? own_version : state->driver);
+        snprintf(state->library, sizeof state->library, "%s", *lab_own_version() ? lab_own_version() : state->driver);
     return strcmp(state->library, state->driver) == 0 ? NVML_SUCCESS : NVML_ERROR_LIB_RM_VERSION_MISMATCH;
 }

@@ -31,6 +31,7 @@ struct lab_process {
 
 struct lab_gpu {
     int present;
+    unsigned index; /* as the file numbers it */
     unsigned minor;
     char uuid[LAB_TEXT], name[LAB_TEXT], arch[LAB_TEXT], compute_capability[LAB_TEXT];
     char pci_bus_id[LAB_TEXT], serial[LAB_TEXT], fault[LAB_TEXT];
@@ -51,6 +52,8 @@ struct lab_state {
     struct lab_gpu gpus[LAB_MAX_GPUS]; /* in the order of NVML's index, without gaps */
 };
 
+/* Where the state lies. */
+const char *lab_path(void);
 /* Read the state; an nvmlReturn_t. Every call sees the file as it is then. */
 int lab_read(struct lab_state *state);
 /* The version in this library's own file name, or "" when it is called libnvidia-ml.so.1 only. */
