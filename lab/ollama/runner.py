@@ -55,6 +55,7 @@ def load(job: dict[str, object]) -> Placement:
             if placement.gpu_layers < placement.layers and not job["silent_spill"]:
                 raise OutOfMemoryError("cudaMalloc failed: out of memory")
             for gpu in state.gpus:
+                gpu.forget_the_dead()
                 if size := placement.gpu_bytes.get(gpu.index, 0):
                     gpu.procs[os.getpid()] = size
     except OutOfMemoryError as error:
