@@ -1,4 +1,4 @@
-"""HTTP/1.1 in and out: asyncio protocols on uvloop, framing by httptools (llhttp), bytes passed on as they came.
+"""HTTP/1.1 in and out: asyncio protocols on uvloop, framing by httptools, bytes passed on as they came.
 
 limits.py     every limit, with its reason                 contract.py   what the wire and its handler promise
 states.py     the life of a request, as a table            exchange.py   one request and its answer

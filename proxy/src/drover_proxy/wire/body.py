@@ -1,67 +1,40 @@
-"""Readers that find the exact end of a request's body, which llhttp doesn't tell, and take chunks apart strictly."""
+"""Finds the exact end of a request's body, which llhttp doesn't tell, and takes chunks apart strictly."""
 
 from __future__ import annotations
 
 import re
 
+from drover_proxy.wire.contract import BodyPlan
 from drover_proxy.wire.head import BadRequest, bad, find_fault
-from drover_proxy.wire.limits import CHUNK_LINE_BYTES, TRAILER_BYTES
+from drover_proxy.wire.limits import CHUNK_LINE_BYTES, DISCARD_BYTES, EARLY_BODY_BYTES, TRAILER_BYTES, Limits
 
 CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:;[\t -~\x80-\xff]*)?")
 TRAILER = re.compile(rb"(?:[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t -~\x80-\xff]*\r\n)*\r\n")
 
 
-class LengthBody:
-    """A body whose length was told."""
-
-    __slots__ = ("remaining",)
-
-    def __init__(self, length: int) -> None:
-        self.remaining = length
-
-    @property
-    def done(self) -> bool:
-        """Say whether all of it was taken."""
-        return self.remaining == 0
-
-    def take(self, data: bytes) -> int:
-        """Take what belongs to the body; return how many bytes that is."""
-        taken = min(len(data), self.remaining)
-        self.remaining -= taken
-        return taken
-
-    @staticmethod
-    def decode(data: bytes) -> bytes:
-        """Give the content in what was taken: all of it."""
-        return data
-
-
 class ChunkedBody:
-    """A body in chunks. Strict: CRLF only, no white space around sizes, bounded lines, bounded trailers.
+    """Takes a chunked body apart. Strict: CRLF only, no space around sizes, bounded lines and trailers."""
 
-    Taking and decoding are one pass: `take` notes the pieces of content where they are to be kept, and `decode`
-    hands them over.
-    """
+    __slots__ = ("_expect_crlf", "_left", "_line", "_trailers", "done")
 
-    __slots__ = ("_expect_crlf", "_keep", "_left", "_line", "_pieces", "_trailers", "done")
-
-    def __init__(self, *, keep: bool) -> None:
+    def __init__(self) -> None:
         self.done = False
-        self._keep = keep
         self._left = 0
         self._line = b""  # the beginning of a line (or of the trailers) that isn't whole yet
         self._expect_crlf = False
         self._trailers = False
-        self._pieces: list[bytes] = []
 
-    def take(self, data: bytes) -> int:
-        """Take what belongs to the body, framing included; return how many bytes that is."""
+    def take(self, data: bytes, content: list[bytes] | None) -> int:
+        """Take what belongs to the body, framing included; return how many bytes that is.
+
+        The pieces of content are added to `content`, where it is given.
+        """
         at, end = 0, len(data)
         while at < end and not self.done:
             if self._left:
                 size = min(self._left, end - at)
-                if self._keep:
-                    self._pieces.append(data[at : at + size])
+                if content is not None:
+                    content.append(data[at : at + size])
                 self._left -= size
                 at += size
                 self._expect_crlf = self._left == 0
@@ -114,7 +87,76 @@ class ChunkedBody:
         self._line = b""
         return at + end - before
 
-    def decode(self, data: bytes) -> bytes:  # noqa: ARG002 - the pieces were noted while taking
-        """Give the content in what was just taken."""
-        pieces, self._pieces = self._pieces, []
-        return b"".join(pieces)
+
+class Intake:
+    """The body of one request on its way in: what belongs to it, how much is allowed, what is held."""
+
+    __slots__ = (
+        "_chunks",
+        "_limit",
+        "awaits_continue",
+        "done",
+        "held",
+        "held_bytes",
+        "plan",
+        "received",
+        "remaining",
+    )
+
+    def __init__(self, length: int, *, chunked: bool, awaits_continue: bool) -> None:
+        self.remaining = length
+        """Of a body whose length was told."""
+        self._chunks = ChunkedBody() if chunked else None
+        self._limit: int | None = None
+        self.awaits_continue = awaits_continue
+        """The client waits for a 100 before it sends anything."""
+        self.done = False
+        self.plan = BodyPlan.NONE
+        self.received = 0
+        self.held: list[bytes] = []
+        """BUFFER: the content so far. STREAM: what no upstream has taken yet, framing included."""
+        self.held_bytes = 0
+
+    def follow(self, plan: BodyPlan, limits: Limits) -> None:
+        """Learn what is to be done with the body; raise BadRequest if it is known to be too long for that."""
+        self.plan = plan
+        if plan is not BodyPlan.NONE:
+            self._limit = limits.body_bytes if plan is BodyPlan.BUFFER else limits.stream_body_bytes
+        self._check(self.remaining)
+
+    def _check(self, size: int) -> None:
+        if self._limit is not None and size > self._limit:
+            raise BadRequest(413, "body_too_long", f"a body of more than {self._limit} bytes")
+
+    def take(self, data: bytes) -> int:
+        """Take what belongs to the body, keep it if it is to be kept; return how many bytes that was."""
+        buffer = self.plan is BodyPlan.BUFFER
+        if self._chunks is not None:
+            taken = self._chunks.take(data, self.held if buffer else None)
+            self.done = self._chunks.done
+        else:
+            taken = min(len(data), self.remaining)
+            self.remaining -= taken
+            self.done = self.remaining == 0
+            if buffer:
+                self.held.append(data if taken == len(data) else data[:taken])
+        self.received += taken
+        self._check(self.received)
+        return taken
+
+    def hold(self, piece: bytes) -> bool:
+        """Keep a streamed piece until somebody takes it; say whether that is as much as may be kept."""
+        self.held.append(piece)
+        self.held_bytes += len(piece)
+        return self.held_bytes > EARLY_BODY_BYTES
+
+    def release(self) -> bytes:
+        """Hand over what is held."""
+        held, self.held, self.held_bytes = self.held, [], 0
+        return held[0] if len(held) == 1 else b"".join(held)
+
+    def skippable(self) -> bool:
+        """Say whether the rest can be read and thrown away, so that the connection stays of use."""
+        return self.done or (
+            self._chunks is None and not self.awaits_continue and self.remaining <= DISCARD_BYTES
+        )

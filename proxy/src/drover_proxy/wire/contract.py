@@ -38,7 +38,7 @@ class Kind(str, enum.Enum):
     UPSTREAM_FAILED = "upstream_failed"
     """No upstream gave a byte of an answer; the client was told so by the proxy."""
     UPSTREAM_BROKEN = "upstream_broken"
-    """The answer broke off after it had begun; the client's transfer was broken too, or the error event was sent."""
+    """The answer broke off after it had begun, and so did the client's transfer, perhaps after the error event."""
     REFUSED = "refused"
     """The wire turned the request down: its body was too long, too slow or malformed."""
     IN_BAND_ERROR = "in_band_error"
@@ -83,7 +83,7 @@ class UpstreamError(Exception):
         super().__init__(message)
         self.fault = fault
         self.retryable = retryable
-        """The request never reached a working upstream, and its body is still at hand: `forward` again is safe."""
+        """The request was never sent, and its body is still at hand: `forward` again is safe."""
 
 
 class Watch(Protocol):
@@ -99,7 +99,7 @@ class Watch(Protocol):
         """Name the error that the body itself reported, if it did."""
 
     def error_event(self) -> bytes:
-        """Give the dialect's words for "this answer broke off", to be sent as the last thing; b"" for none."""
+        """Give the dialect's words for "this answer broke off", sent as the last thing; b"" for none."""
 
 
 class Handler(Protocol):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 from drover_proxy.wire import answers
-from drover_proxy.wire.contract import BodyPlan, Kind, UpstreamError, Watch
+from drover_proxy.wire.contract import BodyPlan, Kind, Outcome, UpstreamError, Watch
+from drover_proxy.wire.head import BadRequest
 from drover_proxy.wire.headers import Fields
 from drover_proxy.wire.relay import Relay
 from drover_proxy.wire.states import NEXT, Event, State, illegal
@@ -18,8 +20,8 @@ if TYPE_CHECKING:
 class Exchange:
     """A request that is being served.
 
-    The methods may be called at any time, also later from other callbacks. Once the exchange is over (`over`), which
-    a client that leaves can bring about at any moment, they do nothing.
+    The methods may be called at any time, also later from other callbacks. Once the exchange is over (`over`),
+    which a client that leaves can bring about at any moment, they do nothing.
     """
 
     __slots__ = (
@@ -68,7 +70,7 @@ class Exchange:
         """Names in lower case, in the order they came."""
         self.client = connection.peer
         """The client's address, without its port; "unix" for a Unix socket."""
-        self.http10 = http10
+        self.http10: bool = http10
         self.keep_alive = keep_alive
         """Whether the connection may serve another request; final once the answer's head has gone out."""
         self.arrived_at = arrived_at
@@ -81,8 +83,8 @@ class Exchange:
         self.bytes_in = 0
         self.bytes_out = 0
         # The rest is the wire's own.
-        self.connection = connection
-        self.plan = BodyPlan.NONE
+        self.connection: ClientConnection = connection
+        self.plan: BodyPlan = BodyPlan.NONE
         self.state = State.BODY
         self.relay: Relay | None = None
         self.reused = False
@@ -201,7 +203,7 @@ class Exchange:
             headers: Replaces the client's fields. Either way Host is the upstream's, and hop-by-hop fields,
                 framing, Origin and credentials (Authorization, X-Api-Key) don't go through.
             extra_response_headers: Added to the head of the answer.
-            watch: Follows the answer's body. When it says that the body isn't whole, the client's transfer is broken.
+            watch: Follows the answer's body. When that isn't whole, the client's transfer is broken.
         """
         if self.state is State.DONE:
             return
@@ -226,19 +228,79 @@ class Exchange:
         if relay is not None:
             relay.cancel()
 
+    # What the wire calls: steps that the handler is told of, and must not be able to upset.
+
+    def begin(self) -> None:
+        """Ask the handler for its plan."""
+        try:
+            self.plan = self.connection.handler.head(self)
+        except Exception as trouble:  # noqa: BLE001 - the client gets an answer, the log a trace
+            self._handler_raised(trouble)
+
+    def ready(self) -> None:
+        """Hand the request to the handler."""
+        self.move(Event.READY)
+        try:
+            self.connection.handler.ready(self)
+        except Exception as trouble:  # noqa: BLE001 - as in begin
+            self._handler_raised(trouble)
+
+    def answered(self, status: int) -> None:
+        """Tell the handler that an upstream answers."""
+        self.status = status
+        try:
+            self.connection.handler.answered(self, status)
+        except Exception as trouble:  # noqa: BLE001 - as in begin
+            self._handler_raised(trouble)
+
     def failed(self, error: UpstreamError) -> None:
-        """Take note that no upstream answered, and let the handler, or the wire, decide what follows."""
+        """No upstream answered: let the handler, or else the wire, decide what follows."""
         self.move(Event.FAILED)
         self.relay = None
         self.failure = Kind.UPSTREAM_FAILED
         self.detail = str(error)
-        connection = self.connection
         try:
-            taken = connection.handler.upstream_failed(self, error)
-        except Exception as trouble:  # noqa: BLE001 - a bug of the handler must not take the connection's state along
-            connection.report(trouble, self)
-            taken = False
+            taken = self.connection.handler.upstream_failed(self, error)
+        except Exception as trouble:  # noqa: BLE001 - as in begin
+            self._handler_raised(trouble)
+            return
         if not taken and self.state is State.HELD:
             late = error.fault.value.endswith("timeout")
             headers, body = answers.error_parts(error.fault.value, f"the upstream failed: {error}")
             self.respond(504 if late else 502, headers, body)
+
+    def left(self) -> None:
+        """The client is gone: so is the upstream's connection, before anything else is done."""
+        self.move(Event.LEFT)
+        self.drop_relay()
+        try:
+            self.connection.handler.gone(self)
+        except Exception as trouble:  # noqa: BLE001 - as in begin
+            self._report(trouble)
+
+    def finished(self, kind: Kind) -> None:
+        """Report the outcome. Whoever moves the state to DONE calls this, once."""
+        outcome = Outcome(kind, self.status, self.bytes_in, self.bytes_out, self.reused, self.detail)
+        try:
+            self.connection.handler.finished(self, outcome)
+        except Exception as trouble:  # noqa: BLE001 - as in begin
+            self._report(trouble)
+
+    def refuse(self, error: BadRequest) -> None:
+        """Answer a request whose body can't be served; too late for that, cut the client off."""
+        if self.state is State.RELAYING or self.state is State.MAKING:
+            self.connection.give_up(error.message)
+        elif self.state is not State.DONE:
+            self.failure = Kind.REFUSED
+            self.detail = error.message
+            headers, body = answers.error_parts(error.code, error.message)
+            self.respond(error.status, headers, body)
+
+    def _handler_raised(self, trouble: Exception) -> None:
+        self._report(trouble)
+        self.refuse(BadRequest(500, "internal", "the proxy failed; its log says why"))
+
+    def _report(self, trouble: Exception) -> None:
+        asyncio.get_running_loop().call_exception_handler(
+            {"message": f"the wire's handler raised on {self!r}", "exception": trouble}
+        )

@@ -1,8 +1,8 @@
 """Strict checks on the raw bytes of a head, before llhttp sees them, and the parsing of a request's head.
 
-llhttp (as httptools 0.9.0 has it) is strict about most of what smuggling needs, but, found by trying, it accepts:
-HTTP/0.9 and HTTP/2.0, a request line without version, several spaces between its parts, RTSP and ICE,
-any number of empty lines first, `Transfer-Encoding: gzip, chunked`, a fragment in the target, chunk extensions of any length.
+llhttp (as httptools 0.9.0 has it) is strict about most of what smuggling needs, but, found by trying, it accepts
+HTTP/0.9 and HTTP/2.0, a request line without version, several spaces between its parts, RTSP and ICE, any number
+of empty lines first, `Transfer-Encoding: gzip, chunked`, a fragment in the target, chunk extensions of any length.
 And a parser with a known list of accepted bytes is one that the next version changes. So the raw bytes are
 checked first, and llhttp has to agree.
 """
@@ -108,7 +108,7 @@ class HeadParser:
     # What the connection calls.
 
     def parse(self, raw: bytes, limits: Limits) -> None:
-        """Take a head, from its first byte through its empty line; fill the attributes or raise BadRequest."""
+        """Take a whole head, its empty line included; fill the attributes or raise BadRequest."""
         fault = find_fault(raw)
         if fault:
             raise bad(fault)
@@ -138,8 +138,8 @@ class HeadParser:
         try:
             self._llhttp.feed_data(raw)
         except httptools.HttpParserUpgrade:
-            # llhttp takes everything after an upgrade for another protocol. We don't switch: h2c is only an offer
-            # that Java's client makes with every first request, so the request is served as HTTP/1.1.
+            # llhttp takes all that follows for another protocol. We don't switch: h2c is an offer, which
+            # Java's client makes with its first request, so that is served as HTTP/1.1.
             self._agree = False
             if any(n == b"upgrade" and v.lower() != b"h2c" for n, v in self._fields):
                 raise BadRequest(501, "upgrade_refused", "no other protocol is spoken here") from None
@@ -149,7 +149,7 @@ class HeadParser:
             raise bad(f"malformed head: {error}") from None
 
     def _framing(self) -> None:
-        """Find the length of the body and the few fields that concern the connection; refuse what is ambiguous."""
+        """Find the body's length and the few fields that concern the connection; refuse what is ambiguous."""
         length: bytes | None = None
         hosts = 0
         self.chunked = self.expects = False
@@ -198,7 +198,7 @@ class HeadParser:
         self.fields = [(n, absolute[1] if n == b"host" else v) for n, v in self.fields]
 
     def feed(self, data: bytes, *, last: bool) -> None:
-        """Show llhttp a piece of the body as we cut it; raise BadRequest when it sees another end than we do."""
+        """Show llhttp a piece of the body as we cut it; raise BadRequest if it sees another end than we do."""
         if not self._agree:
             return
         try:

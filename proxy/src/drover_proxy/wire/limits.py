@@ -19,7 +19,7 @@ what one read brought and the kernel didn't take: uvloop reads 250 KiB at a time
 """
 
 WRITE_HIGH_BYTES = 0
-"""High-water mark of a transport's write buffer: reading from the other side stops as soon as one byte is left over."""
+"""High-water mark of a transport's write buffer: as soon as one byte is left over, the other side isn't read."""
 
 PIPELINED_BYTES = 64 * KIB
 """What a client may send ahead while its request is being answered.
@@ -40,14 +40,14 @@ Longer ones are answered with `Connection: close` and a lingering close. Go's ne
 LINGER_SECONDS = 2.0
 """How long a client that still sends is given to read our last answer, before the connection is cut.
 
-Closing at once would reset the connection and could destroy that answer on its way. nginx: lingering_timeout 5 s.
+Closing at once would reset the connection and could destroy that answer on its way. nginx: 5 s.
 """
 
 CHUNK_LINE_BYTES = 256
 """Longest line of a chunk's size with its extensions. Nothing uses extensions; node allows 16 KiB of them."""
 
 TRAILER_BYTES = 8 * KIB
-"""Longest trailer section of a request, whole. Trailers are read, checked and passed on only in streamed bodies."""
+"""Longest trailer section of a request. Trailers are checked, and passed on in streamed bodies only."""
 
 LEADING_CRLF = 1
 """Empty lines allowed before a request line: RFC 9112, section 2.2, asks a server to ignore at least one."""
@@ -62,7 +62,7 @@ POOL_IDLE_SECONDS = 60.0
 """How long an idle upstream connection is kept. Go's server (Ollama) keeps them for ever, nginx for 60 s."""
 
 STALE_SECONDS = 1.0
-"""A reused connection that is closed this soon after the request was sent, before any byte of an answer, was already dead.
+"""A reused connection closed this soon after the request was sent, and before any byte came, was already dead.
 
 It is the race every keep-alive client knows, and the request goes out once more on a fresh connection.
 Later than this the upstream may have begun to work, and only the handler may decide to try again.
@@ -80,21 +80,21 @@ class Limits:
     body_bytes: int = 64 * MIB
     """Bytes of a body that is held whole (BodyPlan.BUFFER); beyond: 413. A dozen photographs in base64."""
     stream_body_bytes: int | None = None
-    """Bytes of a body that streams through (BodyPlan.STREAM): model files have many GB, and nothing is held."""
+    """Bytes of a body that streams through (BodyPlan.STREAM): model files have many GB; nothing is held."""
     head_timeout: float = 30.0
     """From the first byte of a head to its end (slowloris). Precedents: Apache 20-40 s, nginx 60 s."""
     body_timeout: float = 60.0
     """Longest silence while a body is being read. Precedents: nginx client_body_timeout 60 s."""
     idle_timeout: float = 120.0
-    """Keep-alive without a request. Longer than clients keep theirs (Go 90 s, httpx 5 s), so that they close first."""
+    """Keep-alive without a request. Clients should close first: Go keeps its own for 90 s, httpx for 5."""
     connect_timeout: float = 5.0
     """To an upstream on the same host or in the same rack."""
     first_byte_timeout: float | None = None
     """From the request sent to the first byte of the answer. Off: a long prompt takes minutes to read."""
     stall_timeout: float | None = 300.0
-    """Longest silence in an answer that has begun, also of a client that doesn't read. A stuck runner is silent for ever."""
+    """Longest silence in an answer that has begun, also of a client that doesn't read. Stuck runners never end it."""
     max_connections: int = 20_000
-    """Client connections in all; beyond: 503 and closed. Keep it below the process's limit of file descriptors."""
+    """Client connections in all; beyond: 503 and closed. Keep it below the limit of file descriptors."""
     max_connections_per_client: int | None = None
     """Client connections from one address. Off: a gateway in front is one address for everybody."""
     sweep_seconds: float = 1.0

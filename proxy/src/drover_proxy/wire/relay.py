@@ -106,6 +106,8 @@ class Relay:
         self.connection = connection
         exchange.reused = connection.served > 0
         connection.begin(self, bodiless=exchange.method == b"HEAD")
+        if self._client.write_paused:  # by an answer before this one
+            connection.transport.pause_reading()
         self.sent()
         if len(self._body) < COPY_BYTES:
             connection.transport.write(self._head + self._body)
@@ -113,7 +115,7 @@ class Relay:
             connection.transport.write(self._head)
             connection.transport.write(self._body)
         if exchange.plan is BodyPlan.STREAM:
-            self._client.upload_ready()
+            self._client.upload_ready(self)
 
     def sent(self) -> None:
         """The request has gone out as far as it is here: from now on the upstream is being waited for."""
@@ -130,7 +132,7 @@ class Relay:
     def upload_paused(self, *, paused: bool) -> None:
         """The upstream's connection is full, or has room again."""
         if self.exchange.plan is BodyPlan.STREAM:
-            self._client.hold_upload(held=paused)
+            self._client.upload_paused(paused=paused)
 
     # Answering.
 
@@ -146,8 +148,7 @@ class Relay:
             connection.close()
             self.failed(UpstreamFault.BAD_ANSWER, "it answered HTTP/1.0 with chunks")
             return
-        exchange.status = connection.status
-        client.tell_answered(exchange)
+        exchange.answered(connection.status)
         if exchange.relay is not self:
             return  # the handler thought otherwise
         client.decide_keep_alive(exchange)
@@ -169,7 +170,7 @@ class Relay:
         self._client.transport.write(data)
 
     def last(self, connection: UpstreamConnection, head: bytes, data: bytes) -> None:
-        """Relay the last piece, if the watch agrees that it is the last; `head` when it came along with it."""
+        """Relay the last piece, if the watch agrees that it is; `head` when it came along with it."""
         exchange, watch = self.exchange, self.watch
         kind = Kind.COMPLETE
         if watch is not None:
@@ -183,7 +184,9 @@ class Relay:
         data = head + data
         if data:
             self.piece(data)
-        if connection.reusable and self._client.upload_done():
+        if connection.reusable and self._client.upload_done(exchange):
+            if self._client.write_paused:
+                connection.transport.resume_reading()  # it was only paused for this client
             self._upstream.pool.put(connection, self._client.server.now)
         else:
             connection.close()
@@ -198,7 +201,7 @@ class Relay:
     # Failing.
 
     def lost(self, connection: UpstreamConnection, why: str, *, untouched: bool) -> None:
-        """The connection was closed before the answer's head was whole; `untouched` says that no byte had come."""
+        """The connection was closed before the answer's head was whole; `untouched`: not a byte had come."""
         stale = connection.served > 0 and untouched and not self._retried and not self._upload_began
         if stale and self._client.server.clock() - self._sent_at < STALE_SECONDS:
             self._retried = True

@@ -10,9 +10,8 @@ import weakref
 from collections import Counter
 from collections.abc import Iterable
 
-from drover_proxy.wire.client import ClientConnection, Phase
+from drover_proxy.wire.client import ClientConnection
 from drover_proxy.wire.contract import Handler, Kind
-from drover_proxy.wire.head import BadRequest
 from drover_proxy.wire.limits import Limits
 from drover_proxy.wire.pool import Upstream
 
@@ -23,8 +22,8 @@ BACKLOG = 1024
 class Server:
     """Serves HTTP/1.1 and hands each request to a handler.
 
-    Counts for metrics: `connections` (open now), `outcomes` (by Kind), `refusals` (by code: heads that never became an
-    exchange, and clients turned away).
+    Counts for metrics: `connections` (open now), `accepted`, `requests`, `outcomes` (by Kind), `refusals` (by code:
+    heads that never became an exchange, and clients turned away).
     """
 
     def __init__(self, handler: Handler, limits: Limits | None = None) -> None:
@@ -84,7 +83,7 @@ class Server:
     def _connection(self) -> ClientConnection:
         return ClientConnection(self)
 
-    async def drain(self, timeout: float = 30.0) -> int:  # noqa: ASYNC109 - the bound is the contract, not a cancellation
+    async def drain(self, timeout: float = 30.0) -> int:  # noqa: ASYNC109 - a bound, no cancellation
         """Stop: accept no more, let what is under way finish, cut what is left after `timeout` seconds.
 
         Returns the number of exchanges that were cut.
@@ -93,8 +92,7 @@ class Server:
         for listener in self._listeners:
             listener.close()
         for connection in list(self.connections):
-            if connection.phase is Phase.HEAD and not connection.buffer:
-                connection.close(linger=False)
+            connection.close_if_idle()
         await self._wait_empty(timeout)
         cut = sum(connection.exchange is not None for connection in self.connections)
         for connection in list(self.connections):
@@ -150,14 +148,6 @@ class Server:
         """Give the next request its number."""
         self.requests += 1
         return self.requests
-
-    def ended(self, kind: Kind) -> None:
-        """Count an outcome."""
-        self.outcomes[kind] += 1
-
-    def refused(self, error: BadRequest) -> None:
-        """Count a head that never became an exchange."""
-        self.refusals[error.code] += 1
 
     def knows(self, upstream: Upstream) -> None:
         """Remember an upstream, so that its idle connections are looked after."""

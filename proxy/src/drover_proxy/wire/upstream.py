@@ -38,7 +38,7 @@ class UpstreamConnection(asyncio.Protocol):
     """One connection to one upstream. While `relay` is None it is idle in its pool.
 
     It is never half-closed: Ollama leaks what a half-closed client left behind. It ends by `transport.abort()`,
-    which closes the socket in the same turn of the loop.
+    and so in the same turn of the loop.
     """
 
     __slots__ = (
@@ -124,7 +124,7 @@ class UpstreamConnection(asyncio.Protocol):
             self._head(relay, self._buffer + data if self._buffer else data)
 
     def eof_received(self) -> bool:
-        """The upstream will send no more. It may not be listening either: don't wait for its socket to close."""
+        """The upstream will send no more. It may not listen either: don't wait for its socket to close."""
         self._lost("closed the connection")
         self.transport.abort()
         return False
@@ -164,7 +164,7 @@ class UpstreamConnection(asyncio.Protocol):
     def at_chunk_boundary(self) -> bool:
         """Say whether a chunk may be added here; the parser is spoilt afterwards.
 
-        llhttp knows but doesn't tell, so it is asked by the last chunk: only between chunks does it end the message.
+        llhttp knows but doesn't tell, so it is asked by a last chunk: only between chunks that ends the message.
         """
         if self.framing is not Framing.CHUNKED or not self.line_end or self.complete:
             return False
@@ -236,7 +236,7 @@ class UpstreamConnection(asyncio.Protocol):
         if self.framing is Framing.LENGTH:
             left = self._left = self._left - len(data)
             if left < 0:
-                # An upstream that sends more than it said: the answer is whole, the connection is not to be used again.
+                # More than it said: the answer is whole, the connection is not to be used again.
                 data = data[:left]
                 self.reusable = False
             if data:

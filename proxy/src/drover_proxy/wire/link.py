@@ -1,0 +1,101 @@
+"""A client's socket: who is there, writing, pausing, and the several ways to end."""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import socket
+import struct
+from typing import TYPE_CHECKING
+
+from drover_proxy.wire.limits import LINGER_SECONDS, WRITE_HIGH_BYTES
+
+if TYPE_CHECKING:
+    from drover_proxy.wire.server import Server
+
+RESET = struct.pack("ii", 1, 0)
+"""SO_LINGER without time: closing resets the connection, so that nobody takes it for an end."""
+
+
+class Phase(enum.IntEnum):
+    """What a client's connection is reading."""
+
+    HEAD = 0
+    """Nothing yet, or a part of a head."""
+    BODY = 1
+    """The body of a request, perhaps only to throw it away behind an answer that is out already."""
+    BUSY = 2
+    """The request is whole, its answer under way. What comes is the next request; who goes is the client."""
+    CLOSING = 3
+    """Nothing: what comes is thrown away, what was written goes out, then the connection is closed."""
+
+
+class Link(asyncio.Protocol):
+    """The socket below a client's connection. What is read on it is the business of client.py."""
+
+    __slots__ = (
+        "deadline",
+        "limits",
+        "lost",
+        "peer",
+        "phase",
+        "read_paused",
+        "server",
+        "transport",
+        "write_paused",
+    )
+
+    transport: asyncio.Transport
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+        self.limits = server.limits
+        self.phase: Phase = Phase.HEAD
+        self.peer = ""
+        self.deadline = 0.0
+        """When the sweep looks at this connection; what it means depends on the phase."""
+        self.write_paused = False
+        """The client doesn't keep up with what it is sent."""
+        self.read_paused = False
+        self.lost = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin."""
+        self.transport = transport  # type: ignore[assignment] # a stream's: asyncio can't say so
+        self.transport.set_write_buffer_limits(WRITE_HIGH_BYTES)
+        name = transport.get_extra_info("peername")
+        self.peer = name[0] if isinstance(name, tuple) else "unix"
+        self.deadline = self.server.clock() + self.limits.head_timeout
+
+    def pause_reading(self, *, paused: bool) -> None:
+        """Stop, or go on, reading what the client sends."""
+        if paused is not self.read_paused and not self.transport.is_closing():
+            self.read_paused = paused
+            if paused:
+                self.transport.pause_reading()
+            else:
+                self.transport.resume_reading()
+
+    def write(self, data: bytes) -> None:
+        """Write to the client."""
+        if not self.transport.is_closing():
+            self.transport.write(data)
+
+    def close(self, *, linger: bool) -> None:
+        """Close when everything has been written; `linger` reads on for a while, lest the answer be lost."""
+        self.phase = Phase.CLOSING
+        wait = LINGER_SECONDS if linger else (self.limits.stall_timeout or self.limits.body_timeout)
+        self.deadline = self.server.clock() + wait
+        if linger and self.transport.can_write_eof() and not self.transport.is_closing():
+            self.pause_reading(paused=False)
+            self.transport.write_eof()
+        else:
+            self.transport.close()
+
+    def reset(self) -> None:
+        """Close so that the client sees an error: there is no other mark of where its answer should have ended."""
+        self.phase = Phase.CLOSING
+        sock = self.transport.get_extra_info("socket")
+        if sock is not None and sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        self.transport.abort()
