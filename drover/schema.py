@@ -20,8 +20,6 @@ ROLES = ROOT / "roles"
 # Bottom up: the order in which site.py lays them.
 LAYERS = ("nvidia_driver", "container_toolkit", "ollama", "models", "proxy", "monitoring")
 COMMON = "common"
-# A variable that starts with one of these belongs to drover; an unknown one is a mistake.
-PREFIXES = (*(f"{layer}_" for layer in LAYERS), "mirror_")
 
 Spec = dict[str, Any]
 
@@ -48,6 +46,11 @@ def _options_of(layer: str) -> Spec:
 def sources(layers: tuple[str, ...] = LAYERS) -> tuple[str, ...]:
     """Return the role folders that hold the variables of these layers."""
     return tuple(name for name in (COMMON, *layers) if (ROLES / name).is_dir())
+
+
+def prefixes() -> tuple[str, ...]:
+    """Return how drover's variables start: one that starts so and isn't known is a mistake."""
+    return tuple("mirror_" if name == COMMON else f"{name}_" for name in sources())
 
 
 def load_defaults(layers: tuple[str, ...] = LAYERS) -> dict[str, Any]:

@@ -17,11 +17,11 @@ from drover.errors import Problem
 from drover.rules import cross_checks
 from drover.schema import (
     LAYERS,
-    PREFIXES,
     Spec,
     holds_secret,
     load_defaults,
     load_options,
+    prefixes,
     secret_names,
 )
 
@@ -78,8 +78,9 @@ def _unknown_names(variables: Mapping[str, Any], options: Spec) -> Iterator[Find
     for name in variables:
         if name in options or name.startswith("ansible_"):
             continue
-        if name.startswith(PREFIXES):
-            layer = max((prefix for prefix in PREFIXES if name.startswith(prefix)), key=len).rstrip("_")
+        matching = [prefix for prefix in prefixes() if name.startswith(prefix)]
+        if matching:
+            layer = max(matching, key=len).rstrip("_")
             ours = [other for other in known if other.startswith(layer)]
             yield Finding(
                 name,
