@@ -45,8 +45,8 @@ class Package:
             "Section": "misc",
             "Priority": "optional",
             **self.fields,
-            "Description": f"{self.summary}\n A stand-in of the lab: name, dependencies and the files that matter\n"
-            " are those of the real package, its content isn't.",
+            "Description": f"{self.summary}\n A stand-in of the lab: the name and the dependencies of the\n"
+            " real package, and nothing of its content.",
         }
         return "".join(f"{key}: {value}\n" for key, value in fields.items())
 
