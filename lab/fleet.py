@@ -40,7 +40,7 @@ def make_secrets(paths: LabPaths) -> dict[str, str]:
 
 
 def read_secrets(name: str) -> dict[str, str]:
-    """Return the secrets of a lab that is up: API keys `use` and `admin`, the mirror's login, the vault's password."""
+    """Return a running lab's secrets: the API keys `use` and `admin`, two logins."""
     try:
         content: dict[str, str] = json.loads(LabPaths(name).secrets.read_text())
     except FileNotFoundError:
@@ -98,7 +98,8 @@ def variables(spec: LabSpec) -> dict[str, Any]:
     facts = Path(spec.mirror_root) / "mirror.json"
     known = json.loads(facts.read_text()) if facts.is_file() else {}
     found: dict[str, Any] = {"mirror_url": spec.mirror_url, "mirror_username": MIRROR_USERNAME}
-    return found | known.get("fleet_variables", {})
+    found.update(known.get("fleet_variables", {}))
+    return found
 
 
 def secret_variables(known: dict[str, str]) -> dict[str, Any]:

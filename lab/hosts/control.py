@@ -71,7 +71,8 @@ def command(paths: LabPaths, do: str, **more: str) -> Any:
     except (OSError, ValueError) as error:
         raise LabError(
             f"the supervisor of lab {paths.name!r} doesn't answer: {error}\n"
-            f"  why: it isn't running (see {paths.supervisor_log})\n  next: python -m lab down --name {paths.name}"
+            f"  why: it isn't running (see {paths.supervisor_log})\n"
+            f"  next: python -m lab down --name {paths.name}"
         ) from error
     if not answer["ok"]:
         raise LabError(f"the supervisor of lab {paths.name!r} could not {do}: {answer['answer']}")

@@ -19,7 +19,7 @@ SSH_FAILED = 255
 
 
 def ssh_command(paths: LabPaths, host: HostSpec, user: str = "root") -> list[str]:
-    """Return the ssh command that reaches a host, with the lab's own key and known hosts and no one else's."""
+    """Return the ssh command that reaches a host, with the lab's own key and known hosts only."""
     options = {
         "BatchMode": "yes",
         "ConnectTimeout": "5",

@@ -161,9 +161,9 @@ class Lab:
         control.start_supervisor(self.paths)
         with ThreadPoolExecutor(max_workers=8) as pool:
             list(pool.map(lambda host: host.wait_until_up(), self.hosts))
-        for host in self.hosts:
-            for unit in host.failed_units():
-                self.say(f"warning: {unit} failed on {host.name}; see: python -m lab logs {host.name}")
+        for up in self.hosts:
+            for unit in up.failed_units():
+                self.say(f"warning: {unit} failed on {up.name}; see: python -m lab logs {up.name}")
         if spec.fleet:
             fleet.write(self, Path(spec.fleet))
         self.say(f"{len(spec.hosts)} hosts up in {time.monotonic() - began:.1f} s")

@@ -22,7 +22,7 @@ def held(path: Path, busy: str | None) -> Iterator[None]:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
-            # The one before us may have removed the file between our open and our lock: then ours locks nothing.
+            # Whoever held it may have removed the file since our open: then ours locks nothing.
             if _same_file(descriptor, path):
                 break
         except BlockingIOError:

@@ -20,7 +20,8 @@ def refuse_if_taken(spec: LabSpec) -> None:
     links = [link["ifname"] for link in _ip_json("link", "show")]
     if problem := taken(spec, links, _ip_json("-4", "route", "show", "table", "all"), _namespaces()):
         raise LabError(
-            f"lab {spec.name!r}: {problem}\n  why: two labs, or a lab and this machine's own network, may not mix\n"
+            f"lab {spec.name!r}: {problem}\n"
+            "  why: two labs, or a lab and this machine's own network, may not mix\n"
             f"  next: python -m lab down --name {spec.name} if it is left over; else choose another --name"
         )
 

@@ -28,8 +28,9 @@ def build(spec: LabSpec, host: HostSpec, paths: LabPaths, gpus: Callable[[HostSp
         run(["mount", "-t", "overlay", "-o", options, f"drover-lab-{host.name}", root], "mount the overlay")
     except LabError as error:
         raise LabError(
-            f"host {host.name}: its file system can't be mounted: {error}\n  why: /var/lib must be on a file system "
-            "that can carry overlays (ext4, xfs, btrfs, tmpfs; not an overlay itself), and the kernel have overlayfs"
+            f"host {host.name}: its file system can't be mounted: {error}\n"
+            "  why: /var/lib must be on a file system that can carry overlays (ext4, xfs, btrfs, tmpfs; "
+            "not an overlay itself), and the kernel must have overlayfs"
         ) from error
     _personalise(spec, host, paths, root)
     gpus(host, root)

@@ -1,4 +1,4 @@
-"""Processes of a lab: recorded by id and start time, and checked to be ours before anything is done to them."""
+"""Processes of a lab: recorded by id and start time, checked to be ours before anything is done to them."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def children(pid: int) -> list[int]:
 
 
 def find(*words: str) -> list[ProcessRecord]:
-    """Return the running processes whose command line holds every one of these words, each as a whole word."""
+    """Return the running processes whose command line has every one of these words as an argument."""
     found = []
     for entry in PROC.iterdir():
         if entry.name.isdigit() and int(entry.name) != os.getpid():

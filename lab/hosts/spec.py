@@ -1,4 +1,4 @@
-"""What one lab consists of: names, addresses, GPUs. Written before anything is made, read by everyone else."""
+"""What one lab consists of: names, addresses, GPUs. Written before anything is made, read by all others."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The lab's supervisor: boots its hosts, boots them again when they reboot, and keeps the mirror running.
 
-One process a lab, detached from whoever said `up`. It takes commands, one JSON object a connection, on a socket
-in the lab's state folder. It makes no mounts and no networks: what it starts finds them there.
+One process a lab, detached from whoever said `up`. It takes commands, one JSON object a connection, on a
+socket in the lab's state folder. It makes no mounts and no networks: what it starts finds them there.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class Supervisor:
         """Start all children and serve until `shutdown` or SIGTERM."""
         woken, wake = socket.socketpair()
         for end in (woken, wake):
-            end.setblocking(False)
+            end.settimeout(0)
         signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
         for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._signalled)
@@ -136,7 +136,7 @@ class Supervisor:
             child.groups = cgroups.make(self.spec.name, child.name)
         groups = child.groups
         with self.paths.log(child.name).open("ab") as log:
-            # This process has one thread only: preexec_fn is safe, and enters the groups before nspawn reads them.
+            # One thread only runs here, so preexec_fn is safe; nspawn must find itself in its groups already.
             child.process = subprocess.Popen(
                 child.command,
                 stdin=subprocess.DEVNULL,

@@ -58,7 +58,7 @@ def ensure_packages(say: Callable[[str], None]) -> None:
     if not shutil.which("apt-get"):
         raise LabError(
             f"the lab needs these packages (Debian's names), which aren't here: {names}\n"
-            "  why: hosts are made by debootstrap and booted by systemd-nspawn, GPUs and packages are built here\n"
+            "  why: it makes hosts by debootstrap, boots them by systemd-nspawn, builds GPUs and packages\n"
             "  next: install them with this system's package manager"
         )
     say(f"installing what the lab needs on this machine: {names}")
