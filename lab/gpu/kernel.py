@@ -226,7 +226,7 @@ class Kernel:
                 raise KernelError(f"Module {name} is not currently loaded")
             if name == "nvidia" and "nvidia_uvm" in self.loaded():
                 raise KernelError("Module nvidia is in use by: nvidia_uvm")
-            if self.users():
+            if self.users(name):
                 raise KernelError(f"Module {name} is in use")
             shutil.rmtree(self.tree / "module" / name)
             if name == "nvidia":
@@ -237,16 +237,16 @@ class Kernel:
             self._count_users()
             self._write_lists(self.loaded())
 
-    def users(self) -> list[int]:
-        """The processes that have the GPUs open: what holds memory, and the persistence daemon."""
+    def users(self, name: str = "nvidia") -> list[int]:
+        """The processes that keep a module: what holds memory, and for nvidia the persistence daemon too."""
         pids = []
         with contextlib.suppress(StateError):
             pids += [pid for gpu in GpuState.load(self.state).gpus for pid in gpu.procs if is_alive(pid)]
-        with contextlib.suppress(OSError, ValueError):
-            pid = int(
-                (self.root / "run/nvidia-persistenced/nvidia-persistenced.pid").read_text(encoding="utf-8")
-            )
-            pids += [pid] if is_alive(pid) else []
+        file = self.root / "run/nvidia-persistenced/nvidia-persistenced.pid"
+        if name == "nvidia" and file.exists():
+            with contextlib.suppress(OSError, ValueError):
+                pid = int(file.read_text(encoding="utf-8"))
+                pids += [pid] if is_alive(pid) else []
         return sorted(set(pids))
 
     def _forget_driver(self) -> None:
