@@ -1,0 +1,114 @@
+"""The scheduler: an event goes in with its time, commands come out. It holds no clock and does no I/O.
+
+`handle` first applies the event, then settles: whatever follows from the new state is done in one fixed
+order, in which each step only needs what the steps before it did.
+
+1. Who has waited too long is rejected.
+2. Plans that nobody needs are dropped; runners drained in vain are ready again.
+3. Who waits is forwarded, where a ready runner has a free slot.
+4. What must go is unloaded, when idle.
+5. Plans go on: evict, wait, load.
+6. Who is served by nobody gets a plan, or an answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import Any
+
+from drover_proxy.core import events, loading, managing, observing, queueing
+from drover_proxy.core.commands import Command, Drained
+from drover_proxy.core.config import CoreConfig
+from drover_proxy.core.snapshot import snapshot
+from drover_proxy.core.state import State
+from drover_proxy.core.story import Entry
+from drover_proxy.core.transitions import RunnerState
+from drover_proxy.core.validate import validate
+
+Handler = Callable[[State, Any, float], None]
+
+
+def _tick(state: State, event: events.Tick, now: float) -> None:  # noqa: ARG001 - every handler has this form
+    observing.run_timers(state, now)
+
+
+def _drain(state: State, event: events.DrainRequested, now: float) -> None:
+    state.story.tell(now, event)
+    state.draining = True
+
+
+HANDLERS: dict[type[object], Handler] = {
+    events.RequestArrived: queueing.arrive,
+    events.RequestCancelled: queueing.cancel,
+    events.HeadersSent: queueing.headers_sent,
+    events.ForwardFailed: queueing.bounce,
+    events.RequestFinished: queueing.finish,
+    events.LoadFinished: loading.load_finished,
+    events.LoadFailed: loading.load_failed,
+    events.UnloadObserved: observing.unload_observed,
+    events.UnloadFailed: observing.unload_failed,
+    events.MemoryObserved: observing.memory_observed,
+    events.RunnersObserved: observing.runners_observed,
+    events.InstanceUp: observing.instance_up,
+    events.InstanceDown: observing.instance_down,
+    events.ModelKnown: managing.model_known,
+    events.ModelGone: managing.model_gone,
+    events.WithdrawModel: managing.withdraw,
+    events.WithdrawalEnded: managing.withdrawal_ended,
+    events.DrainRequested: _drain,
+    events.Tick: _tick,
+}
+
+
+class Scheduler:
+    """Decides what is loaded, what is evicted, who waits and where a request runs."""
+
+    def __init__(self, config: CoreConfig) -> None:
+        self.state = State(config)
+
+    def handle(self, event: events.Event, now: float) -> list[Command]:
+        """Take an event and return what is to be done, in order. `now` is monotonic, in seconds."""
+        state = self.state
+        state.out = []
+        state.ledger.begin(now)
+        HANDLERS[type(event)](state, event, now)
+        if not self._at_rest(event):
+            self._settle(now)
+        return state.out
+
+    def validate(self) -> None:
+        """Check every invariant across the collections; raise InvariantError naming what is broken."""
+        validate(self.state)
+
+    def snapshot(self) -> dict[str, Any]:
+        """Return the state as plain data, for /drover/v1/state and the metrics."""
+        return snapshot(self.state)
+
+    def story(self, *, request: Hashable | None = None, model: str | None = None) -> tuple[Entry, ...]:
+        """Return what happened to a request or a model, oldest first."""
+        return self.state.story.of(request=request, model=model)
+
+    def _at_rest(self, event: events.Event) -> bool:
+        """Whether nothing can follow from an event: the usual case of a request to a ready runner."""
+        if isinstance(event, events.HeadersSent):
+            return True
+        if not isinstance(event, events.RequestArrived | events.RequestFinished | events.RequestCancelled):
+            return False
+        state = self.state
+        return not (state.waiting or state.plans or state.draining or self._someone_goes())
+
+    def _someone_goes(self) -> bool:
+        return any(runner.state is RunnerState.DRAINING for runner in self.state.runners.values())
+
+    def _settle(self, now: float) -> None:
+        state = self.state
+        queueing.expire(state, now)
+        loading.drop_plans(state)
+        observing.send_away(state, now)
+        queueing.serve_waiting(state, now)
+        loading.advance(state, now)
+        loading.wish(state, now)
+        managing.tell_withdrawn(state)
+        if state.draining and not state.requests and not state.drained_told:
+            state.drained_told = True
+            state.emit(Drained())

@@ -1,0 +1,188 @@
+"""How a model runs in an instance, and the room that it needs there.
+
+What was measured after an earlier load counts more than the prediction. A load that spilled to the CPU
+teaches a floor: so much at least, the next time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from drover_proxy.core.config import MIB, CoreConfig, Instance, Profile
+from drover_proxy.core.ledger import RunnerKey
+from drover_proxy.vram import ModelInfo, footprint
+
+MARGIN_FRACTION = 0.03
+MARGIN_BYTES = 256 * MIB
+"""Kept in hand for what was never measured: the greater of the two."""
+VISION_CONTEXT = 2048
+LEAST_CONTEXT = 4
+SINGLE_SLOT = frozenset(
+    {
+        "mllama",
+        "qwen3vl",
+        "qwen3vlmoe",
+        "qwen35",
+        "qwen35moe",
+        "qwen3next",
+        "lfm2",
+        "lfm2moe",
+        "nemotron_h",
+        "nemotron_h_moe",
+        "nemotron_h_omni",
+    }
+)
+"""Architectures that Ollama gives one slot whatever OLLAMA_NUM_PARALLEL says."""
+NO_PROFILE = Profile()
+
+
+class Measure(NamedTuple):
+    """What a measurement holds for."""
+
+    blob: str
+    context: int
+    slots: int
+    gpus: int
+    kv_type: str
+
+
+@dataclass(frozen=True, slots=True)
+class RunSpec:
+    """How one model runs in one instance."""
+
+    key: RunnerKey
+    model: str
+    context: int
+    runner_slots: int
+    """What the runner allocates its cache for."""
+    slots: int
+    """What this model may use of them."""
+    options: Mapping[str, int]
+    gpu_uuids: tuple[str, ...]
+    kv_type: str
+
+    @property
+    def measure(self) -> Measure:
+        """Under which its size is remembered."""
+        return Measure(self.key.blob, self.context, self.runner_slots, len(self.gpu_uuids), self.kv_type)
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """The room a load needs on its GPUs: a fixed part on each, the rest divided as there is room."""
+
+    gpu_uuids: tuple[str, ...]
+    fixed_bytes: int
+    divisible_bytes: int
+    reserve_bytes: int
+    """Must stay free on each GPU besides."""
+
+    @property
+    def total_bytes(self) -> int:
+        """What the load takes on all GPUs together."""
+        return self.fixed_bytes * len(self.gpu_uuids) + self.divisible_bytes
+
+    def usable(self, free: Mapping[str, int]) -> dict[str, int]:
+        """Return what each GPU could take of the divisible part."""
+        return {uuid: free[uuid] - self.fixed_bytes - self.reserve_bytes for uuid in self.gpu_uuids}
+
+    def fits(self, free: Mapping[str, int]) -> bool:
+        """Whether it fits into what is free; every GPU must bear at least the fixed part."""
+        usable = self.usable(free)
+        if not usable:
+            return True
+        return min(usable.values()) >= 0 and sum(usable.values()) >= self.divisible_bytes
+
+    def shares(self, free: Mapping[str, int], total_bytes: int | None = None) -> dict[str, int]:
+        """Return what each GPU bears: llama.cpp divides layers as memory is free."""
+        usable = {uuid: max(0, room) for uuid, room in self.usable(free).items()}
+        whole = sum(usable.values())
+        divisible = self.divisible_bytes
+        if total_bytes is not None:
+            divisible = max(0, total_bytes - self.fixed_bytes * len(self.gpu_uuids))
+        return {
+            uuid: self.fixed_bytes + (divisible * room // whole if whole else divisible // len(usable))
+            for uuid, room in usable.items()
+        }
+
+
+@dataclass(slots=True)
+class Sizing:
+    """Predicts, and remembers what was measured."""
+
+    config: CoreConfig
+    measured: dict[Measure, int] = field(default_factory=dict)
+    floors: dict[Measure, int] = field(default_factory=dict)
+    _specs: dict[tuple[str, str], RunSpec] = field(default_factory=dict)
+
+    def forget(self, model: str) -> None:
+        """A model has changed: make its specs anew."""
+        for cached in [cached for cached in self._specs if cached[0] == model]:
+            del self._specs[cached]
+
+    def spec(self, info: ModelInfo, instance: Instance) -> RunSpec:
+        """Return how a model is to run in an instance."""
+        cached = self._specs.get((info.name, instance.name))
+        if cached is None:
+            cached = self._specs[info.name, instance.name] = self._spec(info, instance)
+        return cached
+
+    def _spec(self, info: ModelInfo, instance: Instance) -> RunSpec:
+        profile = self.config.profiles.get(info.name, NO_PROFILE)
+        own = _cap(info, info.num_ctx or instance.context_default)
+        context = own if profile.context is None else _cap(info, profile.context)
+        single = info.embedding_only or info.architecture in SINGLE_SLOT
+        runner_slots = 1 if single else instance.slots
+        return RunSpec(
+            key=RunnerKey(instance.name, info.blob),
+            model=info.name,
+            context=context,
+            runner_slots=runner_slots,
+            slots=max(1, min(runner_slots, profile.slots or runner_slots)),
+            options={} if context == own else {"num_ctx": context},
+            gpu_uuids=instance.gpu_uuids,
+            kv_type=instance.kv_type,
+        )
+
+    def need(self, info: ModelInfo, instance: Instance, spec: RunSpec) -> Need:
+        """Return the room that a load takes: measured if it ever was, else predicted with a margin."""
+        if not spec.gpu_uuids:
+            return Need((), 0, 0, 0)
+        predicted = footprint(
+            info,
+            context=spec.context,
+            slots=spec.runner_slots,
+            kv_type=instance.kv_type,
+            gpu_count=len(spec.gpu_uuids),
+            flash_attention=instance.flash_attention,
+        )
+        fixed = predicted.fixed_bytes
+        total = self.measured.get(spec.measure)
+        if total is None:
+            total = predicted.total_bytes
+            total += max(MARGIN_BYTES, int(total * MARGIN_FRACTION))
+            total = max(total, self.floors.get(spec.measure, 0))
+        reserve = self.config.loads.reserve_bytes + predicted.headroom_bytes
+        fixed = min(fixed, total // len(spec.gpu_uuids))
+        return Need(spec.gpu_uuids, fixed, total - fixed * len(spec.gpu_uuids), reserve)
+
+    def learn(self, spec: RunSpec, total_bytes: int) -> None:
+        """Remember what a runner that is wholly on the GPU takes."""
+        self.measured[spec.measure] = total_bytes
+        self.floors.pop(spec.measure, None)
+
+    def learn_spill(self, spec: RunSpec, need: Need, missing_bytes: int, capacity: Mapping[str, int]) -> None:
+        """Remember that so much more is needed, but no more than the empty GPUs have."""
+        most = sum(max(0, capacity[uuid] - need.reserve_bytes) for uuid in need.gpu_uuids)
+        self.measured.pop(spec.measure, None)
+        self.floors[spec.measure] = max(need.total_bytes, min(need.total_bytes + missing_bytes, most))
+
+
+def _cap(info: ModelInfo, context: int) -> int:
+    """Return the context that Ollama makes of it: at most the training context, 2048 at least with vision."""
+    if "vision" in info.capabilities:
+        context = max(context, VISION_CONTEXT)
+    limit = info.train_context
+    return max(LEAST_CONTEXT, context if limit is None else min(context, limit))

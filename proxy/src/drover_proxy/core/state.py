@@ -1,0 +1,326 @@
+"""Everything the scheduler knows, and the only functions that change a runner's or a request's state.
+
+Which collection holds what is in docs/explanation/scheduler.md; validate.py checks that it is so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass, field
+
+from drover_proxy.core.commands import Alert, Command, Reject
+from drover_proxy.core.config import CoreConfig, Instance
+from drover_proxy.core.events import Needs, RequestId
+from drover_proxy.core.ledger import NEVER, Ledger, RunnerKey
+from drover_proxy.core.sizing import Need, RunSpec, Sizing
+from drover_proxy.core.story import Story
+from drover_proxy.core.transitions import (
+    ENDED,
+    REQUEST_TRANSITIONS,
+    RUNNER_TRANSITIONS,
+    RequestState,
+    RunnerState,
+    check,
+)
+from drover_proxy.vram import ModelInfo
+
+STRAY = "name:"
+"""Blob of a runner whose model nobody has told us of, followed by its name."""
+LIVE = frozenset({RunnerState.READY, RunnerState.DRAINING, RunnerState.UNLOADING})
+"""States in which a runner holds memory that the ledger books as its own."""
+
+
+@dataclass(slots=True, eq=False)
+class Runner:
+    """A model in an instance."""
+
+    key: RunnerKey
+    model: str
+    """The name it was loaded by, and is unloaded by."""
+    context: int
+    """What it was asked to have; for an adopted one, what it has."""
+    slots: int
+    state: RunnerState = RunnerState.ABSENT
+    active: set[RequestId] = field(default_factory=set)
+    changed_at: float = NEVER
+    ready_at: float = NEVER
+    load_began_at: float = NEVER
+    last_used_at: float = NEVER
+    deadline: float | None = None
+    """When a load, an unload or the memory of a failure ends by itself."""
+    spec: RunSpec | None = None
+    need: Need | None = None
+    seen_context: int = 0
+    unload_failures: int = 0
+    unload_not_before: float = NEVER
+    spilled: bool = False
+    """Partly on the CPU: it must go."""
+    ghost: bool = False
+    """Its model was deleted: Ollama answers 404 to an unload, and nobody can use it."""
+    suspect_since: float | None = None
+    """A request didn't get through: nothing more is sent until it is seen again or a moment has passed."""
+    drained_for: RunnerKey | None = None
+    """The plan that it drains for."""
+
+    @property
+    def idle(self) -> bool:
+        """Whether no request is with it."""
+        return not self.active
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """A request between arrival and end."""
+
+    id: RequestId
+    model: str
+    needs: Needs
+    key: str
+    arrived_at: float
+    sequence: int
+    state: RequestState = RequestState.WAITING
+    runner: RunnerKey | None = None
+    forwarded_at: float = NEVER
+    bounced: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class Plan:
+    """Room being made for a load: its GPUs are claimed until the load is sent or the plan is dropped."""
+
+    spec: RunSpec
+    since: float
+
+
+@dataclass(slots=True)
+class Failure:
+    """Loads of a blob that failed in a row."""
+
+    count: int = 0
+    forget_at: float = NEVER
+
+
+@dataclass(slots=True)
+class Cooldown:
+    """A blob that could not be loaded: requests for it are refused at once."""
+
+    until: float
+    status: int
+    code: str
+    message: str
+    retryable: bool
+
+
+@dataclass(slots=True)
+class Withdrawal:
+    """A model being taken out of all instances."""
+
+    ticket: Hashable
+    model: str
+    blob: str
+    told: bool = False
+
+
+@dataclass(slots=True)
+class Timing:
+    """Seconds that something takes, as a moving average."""
+
+    seconds: float
+
+    def add(self, seconds: float) -> None:
+        """Take one more into account."""
+        self.seconds += 0.2 * (seconds - self.seconds)
+
+
+class State:
+    """All collections. Other modules read them freely, and change them only through these methods."""
+
+    def __init__(self, config: CoreConfig) -> None:
+        self.config = config
+        self.instances: dict[str, Instance] = {instance.name: instance for instance in config.instances}
+        self.up: set[str] = set()
+        self.models: dict[str, ModelInfo] = {}
+        self.ledger = Ledger(config.gpus, config.loads.memory_timeout_seconds)
+        self.sizing = Sizing(config)
+        self.story = Story()
+        self.runners: dict[RunnerKey, Runner] = {}
+        self.by_blob: dict[str, dict[str, Runner]] = {}
+        self.requests: dict[RequestId, Request] = {}
+        self.waiting: dict[str, dict[RequestId, Request]] = {}
+        self.waiting_count = 0
+        self.orphans: set[RequestId] = set()
+        self.left_at: dict[RunnerKey, float] = {}
+        self.plans: dict[RunnerKey, Plan] = {}
+        self.failures: dict[str, Failure] = {}
+        self.cooldowns: dict[str, Cooldown] = {}
+        self.stuck: dict[str, tuple[float, str]] = {}
+        self.withdrawals: dict[Hashable, Withdrawal] = {}
+        self.withdrawn: set[str] = set()
+        self.draining = False
+        self.drained_told = False
+        self.service_seconds: dict[str, Timing] = {}
+        self.load_seconds: dict[str, Timing] = {}
+        self.out: list[Command] = []
+        self._sequence = 0
+
+    def emit(self, command: Command) -> None:
+        """Add a command to the answer of the event at hand."""
+        self.out.append(command)
+
+    def alert(self, code: str, message: str, *, instance: str = "", model: str = "") -> None:
+        """Tell the operator."""
+        self.emit(Alert(code, message, instance, model))
+
+    # Runners
+
+    def runner(self, spec: RunSpec) -> Runner:
+        """Return the runner of that identity, made absent if there is none yet."""
+        runner = self.runners.get(spec.key)
+        if runner is None:
+            runner = Runner(spec.key, spec.model, spec.context, spec.runner_slots)
+            self.runners[spec.key] = runner
+            self.by_blob.setdefault(spec.key.blob, {})[spec.key.instance] = runner
+        return runner
+
+    def move(self, runner: Runner, after: RunnerState, now: float, why: str = "") -> None:
+        """Take a runner to another state, with what that means for its memory and its requests."""
+        before = runner.state
+        name = f"runner {runner.model} of {runner.key.instance}"
+        if (before, after) not in RUNNER_TRANSITIONS:
+            check(RUNNER_TRANSITIONS, name, before, after, self.story.of(model=runner.model))
+        why = why or RUNNER_TRANSITIONS[before, after]
+        told = f"{runner.key.instance}: {before.value} -> {after.value} ({why})"
+        self.story.tell(now, told, model=runner.model)
+        runner.state = after
+        runner.changed_at = now
+        runner.deadline = runner.drained_for = None
+        key = runner.key
+        if after is RunnerState.UNLOADING:
+            runner.deadline = now + self.config.loads.unload_timeout_seconds
+            self.ledger.expect(key)
+        elif after is RunnerState.READY:
+            if before is RunnerState.UNLOADING:
+                self.ledger.stop_expecting(key)
+            elif before is not RunnerState.DRAINING:
+                runner.ready_at = runner.last_used_at = now
+                runner.unload_failures = 0
+        elif after is RunnerState.FAILED:
+            self.ledger.break_promise(key, now)
+        elif after is RunnerState.ABSENT:
+            self.ledger.break_promise(key, now)
+            self.ledger.let_go(key, now)
+            self._forget(runner)
+
+    def _forget(self, runner: Runner) -> None:
+        """Drop an absent runner; requests that are still with it are left to the wire."""
+        for request in runner.active:
+            self.requests[request].runner = None
+            self.orphans.add(request)
+        runner.active.clear()
+        self.left_at[runner.key] = runner.changed_at
+        del self.runners[runner.key]
+        siblings = self.by_blob[runner.key.blob]
+        del siblings[runner.key.instance]
+        if not siblings:
+            del self.by_blob[runner.key.blob]
+
+    def runners_of(self, instance: str) -> Iterator[Runner]:
+        """Iterate over the runners of an instance, safely while they change."""
+        return iter([runner for runner in self.runners.values() if runner.key.instance == instance])
+
+    def find(self, instance: str, model: str) -> Runner | None:
+        """Return the runner that an instance means by a model's name: by its blob, else by its own name."""
+        info = self.models.get(model)
+        if info is not None:
+            runner = self.runners.get(RunnerKey(instance, info.blob))
+            if runner is not None:
+                return runner
+        return next((runner for runner in self.runners_of(instance) if runner.model == model), None)
+
+    def must_go(self, runner: Runner) -> bool:
+        """Whether a runner is to be unloaded whoever needs its room."""
+        return runner.spilled or runner.key.blob in self.withdrawn
+
+    # Claims
+
+    def resources(self, spec: RunSpec) -> tuple[str, ...]:
+        """Return what a load has for itself while it lasts: its GPUs, or the instance if it has none."""
+        return spec.gpu_uuids or (f"instance {spec.key.instance}",)
+
+    def claims(self) -> dict[str, RunnerKey]:
+        """Return who has claimed what: plans and loads under way."""
+        taken = {name: plan.spec.key for plan in self.plans.values() for name in self.resources(plan.spec)}
+        for runner in self.runners.values():
+            if runner.state is RunnerState.LOADING and runner.spec is not None:
+                for name in self.resources(runner.spec):
+                    taken[name] = runner.key
+        return taken
+
+    # Requests
+
+    def admit(self, request: Request) -> None:
+        """Take in a new request, at the end of the queue."""
+        self._sequence += 1
+        request.sequence = self._sequence
+        self.requests[request.id] = request
+        self.waiting.setdefault(request.model, {})[request.id] = request
+        self.waiting_count += 1
+
+    def turn(self, request: Request, after: RequestState, now: float, why: str = "") -> None:
+        """Take a request to another state and move it between the collections accordingly."""
+        before = request.state
+        if (before, after) not in REQUEST_TRANSITIONS:
+            story = self.story.of(request=request.id, model=request.model)
+            check(REQUEST_TRANSITIONS, f"request {request.id}", before, after, story)
+        self.story.tell(now, why or after.value, request=request.id, model=request.model)
+        request.state = after
+        if after is RequestState.ANSWERING:
+            return
+        if before is RequestState.WAITING:
+            queue = self.waiting[request.model]
+            del queue[request.id]
+            self.waiting_count -= 1
+            if not queue:
+                del self.waiting[request.model]
+                self.stuck.pop(request.model, None)
+        else:
+            self._leave_runner(request, now)
+        if after is RequestState.WAITING:
+            self._put_back(request)
+        elif after in ENDED:
+            del self.requests[request.id]
+
+    def reject(
+        self, request: Request, now: float, status: int, code: str, message: str, retry_after: int | None
+    ) -> None:
+        """End a request with an error."""
+        self.turn(request, RequestState.REJECTED, now, f"rejected: {code}")
+        self.emit(Reject(request.id, status, code, message, retry_after))
+
+    def seat(self, request: Request, runner: Runner, now: float) -> None:
+        """Take a waiting request into a free slot."""
+        self.turn(request, RequestState.FORWARDED, now)
+        request.runner = runner.key
+        request.forwarded_at = now
+        runner.active.add(request.id)
+        runner.last_used_at = now
+
+    def _leave_runner(self, request: Request, now: float) -> None:
+        self.orphans.discard(request.id)
+        if request.runner is not None:
+            runner = self.runners[request.runner]
+            runner.active.discard(request.id)
+            runner.last_used_at = now
+            request.runner = None
+
+    def _put_back(self, request: Request) -> None:
+        """Return a request to its old place: before all who came after it."""
+        queue = self.waiting.pop(request.model, {})
+        queue[request.id] = request
+        order = sorted(queue.values(), key=lambda item: item.sequence)
+        self.waiting[request.model] = {item.id: item for item in order}
+        self.waiting_count += 1
+
+    def oldest(self, model: str) -> Request:
+        """Return who has waited longest for a model."""
+        return next(iter(self.waiting[model].values()))

@@ -1,0 +1,48 @@
+"""The story: a bounded log of what happened to whom, for errors and for `explain`.
+
+Entries are kept unformatted, because one is made several times a request and almost none is ever read.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+KEPT = 4000
+
+
+class Entry(NamedTuple):
+    """One thing that happened."""
+
+    now: float
+    request: Hashable | None
+    model: str | None
+    what: object
+
+    def __str__(self) -> str:
+        who = " ".join(str(part) for part in (self.request, self.model) if part is not None)
+        return f"{self.now:.3f} {who}: {self.what}"
+
+
+@dataclass(slots=True)
+class Story:
+    """The last entries; `of` picks those of one request or model."""
+
+    entries: deque[Entry] = field(default_factory=lambda: deque(maxlen=KEPT))
+
+    def tell(
+        self, now: float, what: object, *, request: Hashable | None = None, model: str | None = None
+    ) -> None:
+        """Add an entry."""
+        self.entries.append(Entry(now, request, model, what))
+
+    def of(self, *, request: Hashable | None = None, model: str | None = None) -> tuple[Entry, ...]:
+        """Return the entries that name the request or the model, oldest first."""
+        return tuple(
+            entry
+            for entry in self.entries
+            if (request is not None and entry.request == request)
+            or (model is not None and entry.model == model)
+        )
