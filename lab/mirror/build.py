@@ -1,4 +1,4 @@
-"""Builds the mirror's content, once for a given state of the sources, and lays links to it into a root."""
+"""Builds the mirror's content, once for a given state of the sources, and lays a copy of it into a root."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def build(into: Path, cache: Path = CACHE) -> dict[str, Any]:
         _make(content, cache)
     into.mkdir(parents=True, exist_ok=True)
     for name in ("apt", "ollama"):
-        _link(into / name, content / name)
+        _copy(content / name, into / name)
     _forget_old(cache, content)
     facts: dict[str, Any] = json.loads((content / FACTS).read_text(encoding="utf-8"))
     key = into.absolute() / "apt" / f"{apt.KEY}.gpg"
@@ -72,7 +72,7 @@ def build(into: Path, cache: Path = CACHE) -> dict[str, Any]:
 
 
 def _forget_old(cache: Path, current: Path) -> None:
-    """Keep the current content and the two made before it: another lab may still serve those."""
+    """Keep the current content and the two made before it: a change that is taken back costs nothing."""
     others = [folder for folder in cache.glob("mirror-*") if folder.is_dir() and folder != current]
     for folder in sorted(others, key=lambda folder: folder.stat().st_mtime, reverse=True)[2:]:
         shutil.rmtree(folder, ignore_errors=True)
@@ -114,9 +114,16 @@ def _ollama(making: Path, version: str) -> dict[str, str]:
     return {"path": f"ollama/v{version}/{name.removeprefix('./')}", "sha256": digest}
 
 
-def _link(link: Path, target: Path) -> None:
-    """Point the link at the target in one step: another mirror may serve from this root."""
-    new = link.with_name(f".{link.name}.new")
-    new.unlink(missing_ok=True)
-    new.symlink_to(target.absolute())
-    new.replace(link)
+def _copy(source: Path, target: Path) -> None:
+    """Lay a copy, whole or not at all: a lab's mirror then depends on no cache, and no rebuild changes it."""
+    new = target.with_name(f".{target.name}.new")
+    shutil.rmtree(new, ignore_errors=True)
+    shutil.copytree(source, new)
+    if target.exists():
+        old = target.with_name(f".{target.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        target.rename(old)
+        new.rename(target)
+        shutil.rmtree(old)
+    else:
+        new.rename(target)
