@@ -72,8 +72,6 @@ def _check(raw: dict[str, Any], report: Report) -> None:
     _unique([item["name"] for item in raw["instances"]], "instances", "name", report)
     _unique([item["url"].rstrip("/") for item in raw["instances"]], "instances", "url", report)
     for index, item in enumerate(raw["instances"]):
-        if not item["gpus"]:
-            report.add(f"instances[{index}].gpus", "expected at least one GPU")
         _unique(item["gpus"], f"instances[{index}].gpus", None, report)
         if not 0 < int(item["url"].rstrip("/").rpartition(":")[2]) < 65536:
             report.add(f"instances[{index}].url", "expected a port of 1 to 65535")

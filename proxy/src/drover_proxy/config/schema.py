@@ -96,7 +96,7 @@ INSTANCE = {
         "list of GPU UUIDs or indexes",
         items(gpu_name, "a list of GPUs"),
         REQUIRED,
-        "The GPUs it is bound to (its `CUDA_VISIBLE_DEVICES`). Instances may share one.",
+        "The GPUs it is bound to (its `CUDA_VISIBLE_DEVICES`); `[]` for the CPU. Instances may share one.",
     ),
     "slots": Key(
         "number",

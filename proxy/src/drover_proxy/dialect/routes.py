@@ -43,6 +43,10 @@ class Kind(enum.Enum):
     """Changes what is on the disk; a model that it replaces is unloaded first."""
     BLOB = "blob"
     """Upload of, or question for, a blob by its digest."""
+    UNKNOWN = "unknown"
+    """Not in the table."""
+    METRICS = "metrics"
+    """The page of /metrics, for keys with that scope."""
     REFUSED = "refused"
     """Known, and never served: it would act for the host's account at ollama.com, or leave the host."""
 
@@ -122,6 +126,7 @@ def _routes() -> dict[bytes, dict[bytes, Route]]:
     refused = Route("", Dialect.OLLAMA, Kind.REFUSED)
 
     add("GET HEAD", "/", Route("", Dialect.OLLAMA, Kind.ROOT))
+    add("GET", "/metrics", Route("", Dialect.OLLAMA, Kind.METRICS, scope="metrics"))
     add("GET HEAD", "/api/version", Route("", Dialect.OLLAMA, Kind.INFO))
     add("GET HEAD", "/api/tags", Route("", Dialect.OLLAMA, Kind.LIST))
     add("GET", "/api/ps", Route("", Dialect.OLLAMA, Kind.RUNNING))
@@ -151,6 +156,7 @@ def _routes() -> dict[bytes, dict[bytes, Route]]:
 
 
 ROUTES = _routes()
+UNKNOWN = {dialect: Route("unknown", dialect, Kind.UNKNOWN) for dialect in Dialect}
 
 BLOB = re.compile(rb"/api/blobs/(sha256[:-][0-9a-f]{64})")
 BLOB_ROUTES = {

@@ -1,7 +1,8 @@
 """NVML: who the GPUs are and what is free on them, read in one thread that may hang without harm.
 
 Only cheap calls run at an interval (memory, about 12 µs a GPU). The list of processes costs milliseconds and
-a lock of the whole driver, so it is read only around a load. GPUs are known by UUID: indexes move at a reboot.
+a lock of the whole driver, so it is read only around a load. GPUs are known by UUID: indexes may move at a
+reboot.
 """
 
 from __future__ import annotations

@@ -66,6 +66,8 @@ class Caller:
 
 ANYBODY = Caller("", frozenset(SCOPES), ("*",))
 """The caller where no keys are configured."""
+NOBODY = Caller("", frozenset(), ())
+"""The caller before anything was shown."""
 
 
 @lru_cache(maxsize=4096)

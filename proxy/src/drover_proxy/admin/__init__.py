@@ -1,0 +1,1 @@
+"""What an operator asks the proxy: metrics, health, state."""

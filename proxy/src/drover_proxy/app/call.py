@@ -1,0 +1,102 @@
+"""One request as the proxy sees it, from its head to its end."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any
+
+from drover_proxy.dialect.body import Asked, BodyProblem
+from drover_proxy.dialect.errors import error_body, error_headers
+from drover_proxy.dialect.routes import UNKNOWN, Dialect, Route
+from drover_proxy.guard.keys import NOBODY
+from drover_proxy.wire import Exchange
+
+if TYPE_CHECKING:
+    from drover_proxy.app.instance import Instance
+    from drover_proxy.app.parts import Parts
+
+
+class Call:
+    """The proxy's side of an exchange; it is the exchange's `context`."""
+
+    __slots__ = (
+        "argument",
+        "asked",
+        "caller",
+        "code",
+        "ex",
+        "first_byte_seconds",
+        "forwarded",
+        "instance",
+        "load_seconds",
+        "model",
+        "on_finished",
+        "parts",
+        "queue_seconds",
+        "queued",
+        "route",
+        "task",
+    )
+
+    def __init__(self, parts: Parts, ex: Exchange, route: Route | None, dialect: Dialect) -> None:
+        self.parts = parts
+        self.ex = ex
+        self.route = route or UNKNOWN[dialect]
+        self.caller = NOBODY
+        self.argument = ""
+        self.asked: Asked | None = None
+        self.model = ""
+        self.instance: Instance | None = None
+        self.queued = False
+        """The core knows the request and hasn't heard of its end."""
+        self.forwarded = False
+        self.queue_seconds = 0.0
+        self.load_seconds = 0.0
+        self.first_byte_seconds = 0.0
+        self.code = ""
+        self.on_finished: Callable[[], None] | None = None
+        self.task: asyncio.Task[None] | None = None
+
+    def fail(
+        self, status: int, code: str, message: str, *, retry_after: int | None = None, allow: str = ""
+    ) -> None:
+        """Answer with an error in the caller's dialect."""
+        if self.ex.over:
+            return
+        self.code = code
+        self.parts.metrics.errors[code] += 1
+        headers = error_headers(status, code, retry_after_seconds=retry_after, allow=allow)
+        if self.instance is not None:
+            headers.append((b"x-drover-instance", self.instance.name.encode()))
+        self.ex.respond(status, headers, error_body(self.route.dialect, status, code, message))
+
+    def fail_body(self, problem: BodyProblem) -> None:
+        """Answer for a body that can't be served."""
+        self.fail(problem.status, problem.code, problem.message)
+
+    def no_instance(self) -> None:
+        """Answer that nobody is there to serve it."""
+        self.fail(503, "no_instance", "no Ollama instance of this host answers at the moment", retry_after=5)
+
+    def answer(self, body: bytes, content_type: bytes = b"application/json; charset=utf-8") -> None:
+        """Answer 200 with a body of the proxy's own."""
+        self.ex.respond(200, [(b"content-type", content_type)], body)
+
+    def later(self, work: Coroutine[Any, Any, None]) -> None:
+        """Go on in the background; a failure there is answered 500, and the client's leaving cancels it."""
+        self.task = self.parts.spawn(self._guarded(work))
+
+    async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except BodyProblem as problem:
+            self.fail_body(problem)
+        except Exception as error:  # noqa: BLE001 - a bug costs one request, never the proxy
+            self.parts.log.write("error", "internal_error", route=self.route.name, error=repr(error))
+            self.fail(500, "internal", "the proxy failed on this request; see its log")
+
+    def elapsed(self) -> float:
+        """Seconds since the request arrived."""
+        return time.monotonic() - self.ex.arrived_at

@@ -1,0 +1,190 @@
+"""The wire's handler: who asks, what for, and which part of the proxy answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from drover_proxy.app import inference, listing, management
+from drover_proxy.app.call import Call
+from drover_proxy.core.events import ForwardFailed, HeadersSent, Outcome, RequestCancelled, RequestFinished
+from drover_proxy.dialect.body import BodyProblem
+from drover_proxy.dialect.routes import Kind, match
+from drover_proxy.guard.keys import ANYBODY, shown_key
+from drover_proxy.wire import BodyPlan, Exchange, UpstreamError, UpstreamFault
+from drover_proxy.wire import Kind as End
+from drover_proxy.wire import Outcome as WireOutcome
+
+if TYPE_CHECKING:
+    from drover_proxy.app.parts import Parts
+
+ALIVE = b"Ollama is running"
+CORE_OUTCOME = {
+    End.COMPLETE: Outcome.OK,
+    End.CLIENT_GONE: Outcome.CANCELLED,
+    End.UPSTREAM_FAILED: Outcome.ERROR,
+    End.UPSTREAM_BROKEN: Outcome.ERROR,
+    End.REFUSED: Outcome.ERROR,
+    End.IN_BAND_ERROR: Outcome.ERROR,
+}
+SAFE_FAULTS = (UpstreamFault.DIAL, UpstreamFault.CONNECT_TIMEOUT)
+
+
+class Gateway:
+    """Serves the public listeners."""
+
+    def __init__(self, parts: Parts, metrics_page: Callable[[], bytes]) -> None:
+        self._parts = parts
+        self._ready: dict[Kind, Callable[[Call], None]] = {
+            Kind.INFER: inference.infer,
+            Kind.INFO: listing.info,
+            Kind.LIST: listing.models,
+            Kind.RUNNING: listing.running,
+            Kind.SHOW: listing.show,
+            Kind.MODEL: listing.one_model,
+            Kind.MANAGE: management.manage,
+            Kind.BLOB: management.blob,
+            Kind.ROOT: lambda call: call.answer(ALIVE, b"text/plain; charset=utf-8"),
+            Kind.METRICS: lambda call: call.answer(metrics_page(), b"text/plain; charset=utf-8"),
+        }
+
+    def head(self, ex: Exchange) -> BodyPlan:
+        """Decide by the head alone whether the request is let in, and what its body is for."""
+        found = match(ex.method, ex.path)
+        call = ex.context = Call(self._parts, ex, found.route, found.dialect)
+        call.argument = found.argument
+        route = found.route
+        # An unknown path needs a key too, so that nobody learns the routes without one.
+        if (route is None or route.kind is not Kind.ROOT) and not self._let_in(call):
+            return BodyPlan.NONE
+        if route is None:
+            if found.status == 405:
+                call.fail(405, "method_not_allowed", "405 method not allowed", allow=found.allow)
+            else:
+                call.fail(404, "unknown_path", "404 page not found")
+            return BodyPlan.NONE
+        if route.kind is Kind.REFUSED:
+            message = f"{route.name} acts for this host's account at ollama.com: the proxy never forwards it"
+            call.fail(403, "not_offered", message)
+        elif not call.caller.may(route.scope):
+            message = f"this key has no scope {route.scope!r}, which {route.name} needs"
+            call.fail(403, "scope_missing", message)
+        elif route.has_body and not route.streams and _is_encoded(ex):
+            message = "bodies must come without Content-Encoding: the proxy has to read the model's name"
+            call.fail(415, "content_encoding", message)
+        elif route.streams:
+            return BodyPlan.STREAM
+        elif route.has_body:
+            return BodyPlan.BUFFER
+        return BodyPlan.NONE
+
+    def _let_in(self, call: Call) -> bool:
+        keys = self._parts.keys
+        if keys is None:
+            call.caller = ANYBODY
+            return True
+        caller = keys.caller(shown_key(call.ex.header(b"authorization"), call.ex.header(b"x-api-key")))
+        if caller is None:
+            call.fail(401, "unauthorized", "a valid key is needed: Authorization: Bearer <key>")
+            return False
+        call.caller = caller
+        return True
+
+    def ready(self, ex: Exchange) -> None:
+        """Work on a request whose body is here."""
+        call: Call = ex.context
+        try:
+            self._ready[call.route.kind](call)
+        except BodyProblem as problem:
+            call.fail_body(problem)
+
+    def answered(self, ex: Exchange, _status: int) -> None:
+        """Note when the answer began."""
+        call: Call = ex.context
+        call.first_byte_seconds = call.elapsed()
+        if call.queued:
+            self._parts.metrics.first_byte.observe(call.first_byte_seconds)
+            self._parts.runtime.post(HeadersSent(ex.id))
+
+    def upstream_failed(self, ex: Exchange, error: UpstreamError) -> bool:
+        """Let the core send it elsewhere if it never reached its instance; else say what happened."""
+        call: Call = ex.context
+        instance = call.instance
+        self._parts.log.warning(
+            "upstream_failed",
+            instance=instance.name if instance else "",
+            route=call.route.name,
+            fault=error.fault.value,
+            error=str(error),
+        )
+        if instance is not None:
+            instance.suspect()
+        if call.queued and (error.retryable or error.fault in SAFE_FAULTS):
+            call.forwarded = False
+            self._parts.runtime.post(ForwardFailed(ex.id, str(error)))
+            return True
+        late = error.fault in {UpstreamFault.CONNECT_TIMEOUT, UpstreamFault.FIRST_BYTE_TIMEOUT}
+        message = "the Ollama instance broke off before it answered; ask again"
+        call.fail(504 if late else 502, f"upstream_{error.fault.value}", message, retry_after=1)
+        return True
+
+    def gone(self, ex: Exchange) -> None:
+        """Give up what was begun for a client that has left."""
+        call: Call = ex.context
+        if call.task is not None:
+            call.task.cancel()
+        if call.queued:
+            call.queued = False
+            self._parts.runtime.forget(ex.id)
+            self._parts.runtime.post(RequestCancelled(ex.id))
+
+    def finished(self, ex: Exchange, outcome: WireOutcome) -> None:
+        """Account for a request that is over."""
+        call: Call = ex.context
+        parts = self._parts
+        if call.queued:
+            call.queued = False
+            parts.runtime.forget(ex.id)
+            if call.forwarded:
+                parts.runtime.post(RequestFinished(ex.id, CORE_OUTCOME[outcome.kind]))
+            else:
+                parts.runtime.post(RequestCancelled(ex.id))
+        if call.on_finished is not None:
+            call.on_finished()
+        self._count(call, outcome)
+
+    def _count(self, call: Call, outcome: WireOutcome) -> None:
+        parts = self._parts
+        metrics = parts.metrics
+        metrics.requests[call.route.name, call.model, str(outcome.status)] += 1
+        metrics.outcomes[call.route.dialect.value, outcome.kind.value] += 1
+        metrics.bytes_in += outcome.bytes_in
+        metrics.bytes_out += outcome.bytes_out
+        metrics.duration.observe(call.elapsed())
+        broken = outcome.kind in {End.UPSTREAM_BROKEN, End.IN_BAND_ERROR}
+        if not (parts.config.log.access or broken):
+            return
+        parts.log.write(
+            "warning" if broken else "info",
+            "answer_broken" if broken else "access",
+            request=call.ex.id,
+            client=call.ex.client,
+            key=call.caller.name,
+            route=call.route.name,
+            model=call.model,
+            instance=call.instance.name if call.instance else "",
+            status=outcome.status,
+            code=call.code,
+            kind=outcome.kind.value,
+            detail=outcome.detail if broken else "",
+            queue_ms=round(call.queue_seconds * 1000),
+            first_byte_ms=round(call.first_byte_seconds * 1000),
+            duration_ms=round(call.elapsed() * 1000),
+            bytes_in=outcome.bytes_in,
+            bytes_out=outcome.bytes_out,
+        )
+
+
+def _is_encoded(ex: Exchange) -> bool:
+    encoding = ex.header(b"content-encoding")
+    return encoding is not None and encoding.strip().lower() not in {b"", b"identity"}

@@ -1,0 +1,121 @@
+"""Requests that need a runner: read, checked, queued by the core, forwarded when the runner is ready."""
+
+from __future__ import annotations
+
+import time
+
+import msgspec
+
+from drover_proxy.app.call import Call
+from drover_proxy.core.commands import Forward, Reject
+from drover_proxy.core.events import Needs, RequestArrived
+from drover_proxy.dialect.body import Asked, read
+from drover_proxy.dialect.watches import StreamWatch
+
+
+def infer(call: Call) -> None:
+    """Take an inference request whose body is here."""
+    asked = read(call.route, call.ex.body)
+    call.asked = asked
+    catalogue = call.parts.catalogue
+    target = catalogue.target(asked.model)
+    if not call.caller.may_use(target):
+        call.fail(403, "model_not_allowed", f"this key may not use the model {asked.name!r}")
+        return
+    if catalogue.resolve(asked.model) is None:
+        call.later(_after_miss(call, asked))
+        return
+    _admit(call, asked, target)
+
+
+async def _after_miss(call: Call, asked: Asked) -> None:
+    catalogue = call.parts.catalogue
+    await catalogue.look_again()
+    target = catalogue.resolve(asked.model)
+    if target is not None:
+        _admit(call, asked, target)
+    else:
+        not_found(call, asked.name)
+
+
+def not_found(call: Call, name: str) -> None:
+    """Answer for a model that isn't there, in Ollama's words; or that nobody could say whether it is."""
+    if call.parts.catalogue.read_at is None:
+        call.no_instance()
+        return
+    call.fail(404, "model_not_found", f"model '{name}' not found")
+
+
+def _admit(call: Call, asked: Asked, target: str) -> None:
+    route = call.route
+    call.model = target
+    info = call.parts.catalogue.models[target].info
+    needs = route.needs or Needs.GENERATE
+    if asked.unload:
+        _answer_unload(call, asked)
+        return
+    if needs is Needs.GENERATE and not info.generates:
+        call.fail(400, "capability", f'"{asked.name}" does not support generate')
+        return
+    if needs is Needs.EMBED and info.capabilities and "embedding" not in info.capabilities:
+        # Ollama would load it first and then answer 501.
+        call.fail(400, "capability", f'"{asked.name}" does not support embeddings')
+        return
+    call.queued = True
+    arrived = RequestArrived(call.ex.id, target, needs, call.caller.name)
+    call.parts.runtime.arrive(arrived, Queued(call))
+
+
+class Queued:
+    """What the runtime tells a waiting call."""
+
+    __slots__ = ("_call",)
+
+    def __init__(self, call: Call) -> None:
+        self._call = call
+
+    def forward(self, command: Forward) -> None:
+        """Send the request to its runner."""
+        call = self._call
+        asked = call.asked
+        assert asked is not None
+        parts = call.parts
+        instance = call.instance = parts.instances[command.instance]
+        call.forwarded = True
+        call.queue_seconds = command.waited_seconds
+        call.load_seconds = command.load_seconds
+        parts.metrics.queue_wait.observe(command.waited_seconds)
+        options = command.options if call.route.native else None
+        model = call.model if call.model != asked.model else asked.model
+        body = asked.render(model, options)
+        shape = call.route.shape
+        call.ex.forward(
+            instance.upstream,
+            target=call.ex.path,
+            body=body,
+            extra_response_headers=[
+                (b"x-drover-instance", instance.name.encode()),
+                (b"x-drover-queue-ms", b"%d" % round(command.waited_seconds * 1000)),
+                (b"x-drover-load-ms", b"%d" % round(command.load_seconds * 1000)),
+            ],
+            watch=StreamWatch(shape) if asked.stream and shape else None,
+        )
+
+    def reject(self, command: Reject) -> None:
+        """Answer with the core's error."""
+        call = self._call
+        call.queued = False
+        call.fail(command.status, command.code, command.message, retry_after=command.retry_after_seconds)
+
+
+def _answer_unload(call: Call, asked: Asked) -> None:
+    """Answer an unload as Ollama does, without unloading: what is in memory is not one client's to decide."""
+    now = time.time()
+    stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + f".{int(now % 1 * 1e9):09d}Z"
+    answer: dict[str, object] = {"model": asked.name, "created_at": stamp}
+    if call.route.prompt_key == "messages":
+        answer["message"] = {"role": "assistant", "content": ""}
+    else:
+        answer["response"] = ""
+    answer |= {"done": True, "done_reason": "unload"}
+    call.answer(msgspec.json.encode(answer))

@@ -1,0 +1,248 @@
+"""The life of the process: start, reload, drain, stop."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import ssl
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from drover_proxy import __version__
+from drover_proxy.admin.metrics import Exposition, Metrics
+from drover_proxy.admin.server import Admin
+from drover_proxy.admin.state import gauges
+from drover_proxy.app.catalogue import Catalogue
+from drover_proxy.app.coreconfig import UnknownGpu, core_config, resolve_gpus
+from drover_proxy.app.gateway import Gateway
+from drover_proxy.app.instance import Instance
+from drover_proxy.app.memory import Memory
+from drover_proxy.app.parts import Parts
+from drover_proxy.app.runtime import Runtime
+from drover_proxy.config import ConfigError, ProxyConfig, TlsConfig, load
+from drover_proxy.core.events import DrainRequested
+from drover_proxy.drivers.log import Log
+from drover_proxy.drivers.notify import Notifier, watchdog_seconds
+from drover_proxy.drivers.ollama import OllamaClient
+from drover_proxy.drivers.sockets import BindError, bind, handed_over
+from drover_proxy.guard.keys import KeyRing, keys_path, load_keys
+from drover_proxy.wire import Limits, Server
+
+GPU_PATIENCE_SECONDS = 10.0
+"""How long the start waits for NVML before it serves without; the search goes on meanwhile."""
+CATALOGUE_PATIENCE_SECONDS = 5.0
+FIXED = ("listen", "admin_listen", "tls", "instances", "gpus", "limits")
+"""What a reload can't change."""
+
+
+class StartError(Exception):
+    """The proxy can't start; the message says why."""
+
+
+class Service:
+    """One run of the proxy."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        config = load(path)
+        self._log = Log(config.log.level)
+        self._notifier = Notifier()
+        self._stopping = asyncio.Event()
+        metrics = Metrics(__version__)
+        runtime = Runtime(self._log, metrics)
+        catalogue = Catalogue(self._log, runtime.post, self._control_client)
+        catalogue.configure(config.models)
+        memory = Memory(self._log, runtime.post, self._taken)
+        runtime.hurry = memory.hurry
+        self._parts: Parts = Parts(config, self._log, metrics, runtime, catalogue, memory, _keys(config))
+        self._page = Exposition(metrics, lambda: gauges(self._parts)).text
+        limits = _limits(config)
+        self._public = Server(Gateway(self._parts, self._page), limits)
+        self._admin = Server(Admin(self._parts, self._page), Limits())
+        self._parts.servers += [self._public, self._admin]
+        self._tls: ssl.SSLContext | None = None
+
+    def _control_client(self) -> OllamaClient | None:
+        instance = self._parts.any_up()
+        return instance.client if instance else None
+
+    def _taken(self, uuid: str) -> int:
+        return self._parts.taken(uuid)
+
+    async def run(self) -> int:
+        """Serve until told to stop; returns the exit code."""
+        parts, loop = self._parts, asyncio.get_running_loop()
+        config = parts.config
+        self._tls = _tls(config.tls) if config.tls else None
+        public, admin = _sockets(config)
+        loop.add_signal_handler(signal.SIGTERM, self._stopping.set)
+        loop.add_signal_handler(signal.SIGINT, self._stopping.set)
+        loop.add_signal_handler(signal.SIGHUP, self._reload)
+        self._log.info("starting", version=__version__, config=str(self._path))
+        if parts.keys is None:
+            self._log.warning(
+                "open_door",
+                message="NO KEYS ARE CONFIGURED: everybody who reaches this address may use and manage all "
+                "models; set auth.keys_file",
+                listen=[str(address) for address in config.listen],
+            )
+        for item in config.instances:
+            instance = Instance(item, parts.runtime, parts.catalogue, parts.memory.processes)
+            parts.instances[item.name] = parts.runtime.loaders[item.name] = instance
+            instance.start()
+        schedule = parts.spawn(self._schedule())
+        try:
+            await asyncio.wait_for(asyncio.shield(schedule), GPU_PATIENCE_SECONDS)
+        except asyncio.TimeoutError:
+            self._log.warning("starting_without_gpus", reason=parts.memory.state)
+        except UnknownGpu as error:
+            await self._stop()
+            raise StartError(str(error)) from error
+        await self._first_catalogue()
+        places = await self._public.listen(public, tls=self._tls)
+        admin_places = await self._admin.listen(admin)
+        parts.spawn(parts.catalogue.keep_fresh())
+        parts.spawn(self._feed_watchdog())
+        self._log.info("ready", listen=places, admin_listen=admin_places, models=len(parts.catalogue.models))
+        self._notifier.ready(f"serving on {', '.join(places)}")
+        await self._stopping.wait()
+        return await self._drain()
+
+    async def _schedule(self) -> None:
+        """Find the GPUs, then begin to schedule; the wait may be long, and the proxy serves meanwhile."""
+        parts = self._parts
+        config = parts.config
+        wants_gpus = any(item.gpus for item in config.instances)
+        configured = (() if not wants_gpus else None) if config.gpus == "nvml" else config.gpus
+        found = await parts.memory.find(configured)
+        uuids = resolve_gpus(parts.config, found)
+        for name, instance in parts.instances.items():
+            instance.gpu_uuids = uuids[name]
+        parts.runtime.start(core_config(parts.config, found, uuids))
+        parts.catalogue.tell_all()
+        parts.memory.start()
+        for instance in parts.instances.values():
+            instance.announce()
+
+    async def _first_catalogue(self) -> None:
+        """Wait a moment for the first list of models, so that early requests aren't told 503."""
+        deadline = asyncio.get_running_loop().time() + CATALOGUE_PATIENCE_SECONDS
+        while self._parts.catalogue.read_at is None and asyncio.get_running_loop().time() < deadline:
+            if self._stopping.is_set():
+                return
+            await asyncio.sleep(0.02)
+
+    async def _feed_watchdog(self) -> None:
+        period = watchdog_seconds()
+        while period is not None:
+            self._notifier.watchdog()
+            await asyncio.sleep(period)
+
+    def _reload(self) -> None:
+        """Read configuration and keys again; with a mistake in either, keep all that is in force."""
+        parts = self._parts
+        self._notifier.reloading()
+        try:
+            fresh = load(self._path)
+            keys = _keys(fresh)
+            if self._tls is not None and fresh.tls is not None and fresh.tls == parts.config.tls:
+                self._tls.load_cert_chain(fresh.tls.cert, fresh.tls.key)
+        except (ConfigError, OSError, ssl.SSLError) as error:
+            parts.metrics.reload_ok = False
+            problems = [str(p) for p in error.problems] if isinstance(error, ConfigError) else [str(error)]
+            self._log.error("reload_failed", message="the last good configuration stays", problems=problems)
+        else:
+            for key in FIXED:
+                if getattr(fresh, key) != getattr(parts.config, key):
+                    self._log.warning(
+                        "reload_needs_restart", key=key, message=f"{key} changes at a restart only"
+                    )
+                    fresh = replace(fresh, **{key: getattr(parts.config, key)})
+            self._apply(fresh, keys)
+        self._notifier.ready("serving")
+
+    def _apply(self, fresh: ProxyConfig, keys: KeyRing | None) -> None:
+        parts = self._parts
+        parts.config = fresh
+        parts.keys = keys
+        parts.catalogue.configure(fresh.models)
+        self._log.level = fresh.log.level
+        if parts.runtime.core is not None:
+            uuids = {name: instance.gpu_uuids for name, instance in parts.instances.items()}
+            parts.runtime.reconfigure(core_config(fresh, parts.memory.gpus, uuids))
+        parts.metrics.reload_ok = True
+        parts.metrics.reloaded_at = time.time()
+        self._log.info("reloaded", models=len(fresh.models), keys=len(keys.callers) if keys else None)
+
+    async def _drain(self) -> int:
+        parts = self._parts
+        seconds = parts.config.drain_seconds
+        self._log.info("draining", seconds=seconds, connections=len(self._public.connections))
+        self._notifier.stopping("draining")
+        parts.runtime.post(DrainRequested())
+        cut = await self._public.drain(seconds)
+        self._log.info("stopped", cut=cut)
+        await self._stop()
+        return 0
+
+    async def _stop(self) -> None:
+        parts = self._parts
+        await self._admin.drain(0.5)
+        parts.runtime.stop()
+        for task in list(parts.tasks):
+            task.cancel()
+        await asyncio.gather(*parts.tasks, return_exceptions=True)
+        for instance in parts.instances.values():
+            await instance.stop()
+        parts.memory.stop()
+        self._notifier.close()
+
+
+def _keys(config: ProxyConfig) -> KeyRing | None:
+    return load_keys(keys_path(config.keys_file)) if config.keys_file else None
+
+
+def _limits(config: ProxyConfig) -> Limits:
+    limits = config.limits
+    return Limits(
+        header_bytes=limits.header_bytes,
+        header_count=limits.header_count,
+        body_bytes=limits.body_bytes,
+        head_timeout=limits.head_seconds,
+        body_timeout=limits.body_seconds,
+        idle_timeout=limits.idle_seconds,
+        connect_timeout=limits.connect_seconds,
+        first_byte_timeout=limits.first_byte_seconds,
+        stall_timeout=limits.stall_seconds,
+        max_connections=limits.max_connections,
+        max_connections_per_client=limits.max_connections_per_client,
+    )
+
+
+def _sockets(config: ProxyConfig) -> tuple[list[socket.socket], list[socket.socket]]:
+    public, admin = handed_over()
+    try:
+        return public or bind(config.listen), admin or bind(config.admin_listen)
+    except BindError as error:
+        raise StartError(str(error)) from error
+
+
+def _tls(config: TlsConfig) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["http/1.1"])
+    try:
+        context.load_cert_chain(config.cert, config.key)
+        if config.client_ca:
+            context.load_verify_locations(config.client_ca)
+            context.verify_mode = ssl.CERT_REQUIRED
+    except (OSError, ssl.SSLError) as error:
+        raise StartError(f"tls: the certificate, key or client_ca can't be used: {error}") from error
+    return context
+
+
+async def serve(path: Path) -> int:
+    """Run the proxy; the exit code says how it went."""
+    return await Service(path).run()
