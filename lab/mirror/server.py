@@ -102,17 +102,20 @@ class Handler(BaseHTTPRequestHandler):
         if not allowed or not file.is_file() or faults.hides(active, path):
             self._send(HTTPStatus.NOT_FOUND, {}, b"no such file\n")
             return
-        content = faults.spoil(active, path, file.read_bytes())
-        modified = file.stat().st_mtime
+        whole = file.read_bytes()
+        content = faults.spoil(active, path, whole)
+        # Other bytes have another date, or a client would resume one version with the end of the other.
+        source = file if content == whole else self.server.root / faults.CONTROL
+        modified = source.stat().st_mtime
         headers = {
             "Content-Type": TYPES.get(file.suffix, "application/octet-stream"),
             "Last-Modified": email.utils.formatdate(modified, usegmt=True),
             "Accept-Ranges": "bytes",
         }
-        if not active and self._is_fresh(modified):
+        if self._is_fresh(modified):
             self._send(HTTPStatus.NOT_MODIFIED, headers, None)
             return
-        wanted = self._range(len(content))
+        wanted = self._range(len(content)) if self._may_resume(modified) else None
         if wanted is None:
             self._send(HTTPStatus.OK, headers, content)
         elif wanted[0] >= len(content):
@@ -128,8 +131,13 @@ class Handler(BaseHTTPRequestHandler):
         if not since or "Range" in self.headers:
             return False
         with contextlib.suppress(ValueError, TypeError):
-            return int(modified) <= email.utils.parsedate_to_datetime(since).timestamp()
+            return int(modified) == email.utils.parsedate_to_datetime(since).timestamp()
         return False
+
+    def _may_resume(self, modified: float) -> bool:
+        """Whether the part that the client has is of these bytes, as far as If-Range says."""
+        known = self.headers.get("If-Range")
+        return known is None or known == email.utils.formatdate(modified, usegmt=True)
 
     def _range(self, size: int) -> tuple[int, int] | None:
         match = _RANGE.fullmatch(self.headers.get("Range", ""))
