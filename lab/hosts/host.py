@@ -88,8 +88,11 @@ class LabHost:
         """Return the id of this boot: a reboot is proved by another one."""
         return self.run("cat /proc/sys/kernel/random/boot_id").stdout.strip()
 
-    def wait_until_up(self, timeout: float = BOOT_TIMEOUT_SECONDS, *, not_boot: str | None = None) -> None:
-        """Wait until the host has started all it starts at boot (in another boot than `not_boot`)."""
+    def wait_until_up(self, timeout: float = BOOT_TIMEOUT_SECONDS, *, not_boot: str | None = None) -> str:
+        """Wait until the host has started all it starts at boot, in another boot than `not_boot`.
+
+        Return systemd's word for it: running, or degraded when a unit failed.
+        """
         deadline = time.monotonic() + timeout
         script = "cat /proc/sys/kernel/random/boot_id; systemctl is-system-running --wait; true"
         while True:
@@ -101,7 +104,7 @@ class LabHost:
             except subprocess.TimeoutExpired:
                 said = "ssh doesn't answer"
             if len(words) == 2 and words[0] != not_boot and words[1] in {"running", "degraded"}:
-                return
+                return words[1]
             if time.monotonic() > deadline:
                 raise LabError(
                     f"host {self.name}: not up within {timeout:.0f} s (last: {said or 'nothing'})\n"

@@ -10,7 +10,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self
 
@@ -88,14 +87,11 @@ class Lab:
                 )
             network.refuse_if_taken(make(self.name, Path("/"), wanted))
             image = base.ensure(self.say)
-            content = (
-                build_mirror(self.say) if mirror and (PROJECT / "lab/mirror/__main__.py").exists() else None
-            )
             spec = make(
                 self.name,
                 image,
                 wanted,
-                mirror_root=str(content) if content else None,
+                mirror_root=str(self.paths.mirror) if mirror else None,
                 fleet=str(fleet.resolve()) if fleet else None,
             )
             try:
@@ -154,16 +150,18 @@ class Lab:
         spec.save(self.paths)
         overlay.make_keys(spec, self.paths)
         fleet.make_secrets(self.paths)
+        if spec.mirror_root:
+            build_mirror(Path(spec.mirror_root), self.say)
         network.make_bridge(spec)
         for host in spec.hosts:
             network.connect(spec, host)
             overlay.build(spec, host, self.paths, self._install_gpus)
         control.start_supervisor(self.paths)
-        with ThreadPoolExecutor(max_workers=8) as pool:
-            list(pool.map(lambda host: host.wait_until_up(), self.hosts))
+        # They boot side by side; waiting for one after the other costs little, and a Ctrl-C ends it at once.
         for up in self.hosts:
-            for unit in up.failed_units():
-                self.say(f"warning: {unit} failed on {up.name}; see: python -m lab logs {up.name}")
+            if up.wait_until_up() == "degraded":
+                units = ", ".join(up.failed_units())
+                self.say(f"warning: {units} failed on {up.name}; see: python -m lab logs {up.name}")
         if spec.fleet:
             fleet.write(self, Path(spec.fleet))
         self.say(f"{len(spec.hosts)} hosts up in {time.monotonic() - began:.1f} s")
@@ -176,9 +174,8 @@ class Lab:
 
         found = self.leftovers()
         self._stop_processes()
-        with contextlib.suppress(
-            LabError, TypeError, ValueError, KeyError
-        ):  # a spec cut short names no fleet
+        # A lab that was cut short before it had a spec has written no fleet either.
+        with contextlib.suppress(LabError):
             if written := load(self.name).fleet:
                 fleet.remove(Path(written), self.name)
         mounts.unmount_under(self.paths.state)
@@ -238,28 +235,17 @@ def names() -> list[str]:
     return sorted(folder.name for folder in STATE.iterdir() if folder.is_dir()) if STATE.is_dir() else []
 
 
-def build_mirror(say: Callable[[str], None]) -> Path:
-    """Return the mirror's content, made or brought up to date now."""
-    root = CACHE / "mirror"
+def build_mirror(root: Path, say: Callable[[str], None]) -> None:
+    """Lay a lab's own mirror into `root`; its content is made once and kept in the cache."""
     CACHE.mkdir(parents=True, exist_ok=True)
-    command = [
-        sys.executable,
-        "-m",
-        "lab.mirror",
-        "build",
-        "--into",
-        str(root),
-        "--cache",
-        str(CACHE / "parts"),
-    ]
+    command = [sys.executable, "-m", "lab.mirror", "build", "--into", str(root), "--cache", str(CACHE)]
     began = time.monotonic()
     with locks.held(CACHE / ".mirror.lock", busy=None):
         done = subprocess.run(command, check=False, text=True, capture_output=True, cwd=PROJECT)
     if done.returncode != 0:
         raise LabError(f"the mirror could not be built (exit code {done.returncode}):\n{done.stderr.strip()}")
     if (took := time.monotonic() - began) > 5:
-        say(f"mirror built in {took:.0f} s: {root}")
-    return root
+        say(f"mirror built in {took:.0f} s")
 
 
 @contextlib.contextmanager

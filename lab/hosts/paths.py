@@ -67,6 +67,11 @@ class LabPaths:
         return self.state / "secrets.json"
 
     @property
+    def mirror(self) -> Path:
+        """What the mirror serves: links into the cache, and this lab's own faults."""
+        return self.state / "mirror"
+
+    @property
     def mirror_auth(self) -> Path:
         """User and password of the mirror, for the mirror's process."""
         return self.state / "mirror.auth"

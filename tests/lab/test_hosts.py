@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from lab.fleet import read_secrets
 from lab.hosts import Lab, LabError, control
 from lab.hosts.paths import LabPaths
 from tests.support import eventually
@@ -231,3 +232,20 @@ def test_secrets_are_for_root_alone(pair):
     assert pair.paths.state.stat().st_mode & 0o777 == 0o700
     for path in (pair.paths.secrets, pair.paths.mirror_auth, pair.paths.ssh_key):
         assert path.stat().st_mode & 0o077 == 0, path
+
+
+def test_the_mirror_serves_the_lab_with_a_login(make_lab, tmp_path):
+    """`up` starts the mirror and writes its address and login into the fleet; without the login it refuses."""
+    lab = make_lab("cut", fleet=tmp_path / "fleet", mirror=True)
+    host, secrets = lab.host("a"), read_secrets("cut")
+    ask = "curl -sSo /dev/null -w '%{http_code}' --netrc-file /dev/stdin http://mirror:8088/apt/InRelease"
+    login = f"machine mirror login {secrets['mirror_username']} password {secrets['mirror_password']}\n"
+    assert host.run(ask, stdin=login).stdout == "200"
+    assert host.run(ask, stdin="").stdout == "401"
+    assert (tmp_path / "fleet/hosts.yml").exists()
+    mirror = lab.status()["children"]["mirror"]
+    os.kill(mirror["pid"], signal.SIGKILL)
+    eventually(lambda: lab.status()["children"]["mirror"]["starts"] == 2, timeout=10)
+    eventually(lambda: host.run(ask, stdin=login, check=False).stdout == "200", timeout=10)
+    lab.down()
+    assert list((tmp_path / "fleet").rglob("*.yml")) == []
