@@ -18,7 +18,7 @@ class UnknownGpu(Exception):  # noqa: N818 - names what is wrong
 
 
 def resolve_gpus(config: ProxyConfig, found: tuple[Gpu, ...]) -> dict[str, tuple[str, ...]]:
-    """Return the UUIDs of each instance's GPUs; an index counts in NVML's order, or that of the file's list."""
+    """Return the UUIDs of each instance's GPUs; an index counts as NVML does, or as the file's list."""
     known = [gpu.uuid for gpu in found]
     resolved = {}
     for number, instance in enumerate(config.instances):

@@ -140,7 +140,7 @@ class Sampler(threading.Thread):
         self._nvml = nvml
         self._hand_over = hand_over
         self._wake = threading.Event()
-        self._stop = False
+        self._ended = False
         self._fast = False
 
     def hurry(self, fast: bool) -> None:
@@ -151,14 +151,14 @@ class Sampler(threading.Thread):
 
     def run(self) -> None:
         """Sample until stopped."""
-        while not self._stop:
+        while not self._ended:
             self._hand_over(self._nvml.sample())
             self._wake.wait(FAST_SECONDS if self._fast else SLOW_SECONDS)
             self._wake.clear()
 
     def stop(self) -> None:
         """End the thread, without waiting for a call that hangs."""
-        self._stop = True
+        self._ended = True
         self._wake.set()
         self.join(timeout=1.0)
 
