@@ -30,7 +30,7 @@ from lab.hosts import (
 from lab.hosts.errors import LabError
 from lab.hosts.host import LabHost
 from lab.hosts.paths import CACHE, PROJECT, STATE, LabPaths
-from lab.hosts.spec import HostSpec, LabSpec, check_name, load, make
+from lab.hosts.spec import MIRROR_PORT, HostSpec, LabSpec, check_name, load, make
 
 STOP_TIMEOUT_SECONDS = 20.0
 
@@ -162,9 +162,26 @@ class Lab:
             if up.wait_until_up() == "degraded":
                 units = ", ".join(up.failed_units())
                 self.say(f"warning: {units} failed on {up.name}; see: python -m lab logs {up.name}")
+        self._check_network(spec)
         if spec.fleet:
             fleet.write(self, Path(spec.fleet))
         self.say(f"{len(spec.hosts)} hosts up in {time.monotonic() - began:.1f} s")
+
+    def _check_network(self, spec: LabSpec) -> None:
+        """Say so now, and not in the middle of a deploy, when this machine's firewall cuts through the lab."""
+        first, *others = self.hosts
+        ways = [("mirror", MIRROR_PORT)] if spec.mirror_root else []
+        ways += [(other.name, 22) for other in others[:1]]
+        for name, port in ways:
+            if first.run(f"timeout 5 bash -c '</dev/tcp/{name}/{port}'", check=False).returncode == 0:
+                continue
+            bridge = spec.bridge
+            raise LabError(
+                f"host {first.name} does not reach {name}, port {port}\n"
+                f"  why: most often a firewall on this machine, which drops what comes from {bridge}\n"
+                f"  next: let traffic of that bridge pass: iptables -I INPUT -i {bridge} -j ACCEPT; "
+                f"iptables -I FORWARD -i {bridge} -o {bridge} -j ACCEPT"
+            )
 
     def _install_gpus(self, host: HostSpec, root: Path) -> None:
         install_gpus(root, host.gpus, lab=self.name, host=host.short_name)

@@ -42,7 +42,8 @@ def boot_command(spec: LabSpec, host: HostSpec, root: Path, *, under_systemd: bo
         "--scope",
         "--quiet",
         "--collect",
-        f"--unit={spec.namespace(host)}",
+        # No --unit: the scope of the boot before may still be going when a host reboots.
+        f"--description=Lab host {host.name}",
         "--property=Delegate=yes",
         *nspawn,
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -227,6 +228,14 @@ def test_the_command_line_lists_runs_and_shows_logs(pair, cli):
     assert "pair: supervisor running" in cli("status").communicate(timeout=30)[0]
 
 
+def test_a_way_that_is_blocked_is_noticed_at_up(pair):
+    """What a host must reach and doesn't is named before any deploy meets it, with what to do."""
+    pair._check_network(pair.spec)
+    nobody = dataclasses.replace(pair.spec, mirror_root="/nowhere")
+    with pytest.raises(LabError, match=r"pair-a does not reach mirror, port 8088[^$]*dlab-pair -j ACCEPT"):
+        pair._check_network(nobody)
+
+
 def test_secrets_are_for_root_alone(pair):
     """What holds secrets in the lab's folder can't be read by others, nor can the folder be entered."""
     assert pair.paths.state.stat().st_mode & 0o777 == 0o700
@@ -235,10 +244,10 @@ def test_secrets_are_for_root_alone(pair):
 
 
 def test_the_mirror_serves_the_lab_with_a_login(make_lab, tmp_path):
-    """`up` starts the mirror and writes its address and login into the fleet; without the login it refuses."""
+    """`up` starts the mirror and writes the fleet; the mirror refuses whoever has no login."""
     lab = make_lab("cut", fleet=tmp_path / "fleet", mirror=True)
     host, secrets = lab.host("a"), read_secrets("cut")
-    ask = "curl -sSo /dev/null -w '%{http_code}' --netrc-file /dev/stdin http://mirror:8088/apt/InRelease"
+    ask = "curl -so /dev/null -w '%{http_code}' --netrc-file /dev/stdin http://mirror:8088/apt/InRelease"
     login = f"machine mirror login {secrets['mirror_username']} password {secrets['mirror_password']}\n"
     assert host.run(ask, stdin=login).stdout == "200"
     assert host.run(ask, stdin="").stdout == "401"
