@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os.path
 from typing import Any
 
 from lab.ollama.gotext import quoted
@@ -62,27 +63,42 @@ V1_COMPLETION = {
 V1_EMBED = {"model": "string", "dimensions": "int", "encoding_format": "string"}
 
 
+_BLANKS = b" \t\r\n"
+_LITERALS = {"n": "null", "t": "true", "f": "false"}
+
+
+def _complaint(error: json.JSONDecodeError, rest: str) -> str:
+    """What Go's decoder would say."""
+    if not rest.strip() or error.msg.startswith("Unterminated"):
+        return "unexpected EOF"
+    where = "looking for beginning of value"
+    wrong = rest[0]
+    if "property name" in error.msg:
+        where = "looking for beginning of object key string"
+    elif "delimiter" in error.msg:
+        where = "after object key:value pair"
+    elif literal := _LITERALS.get(wrong):
+        same = len(os.path.commonprefix([rest, literal]))
+        if same == len(rest):
+            return "unexpected EOF"
+        wrong = rest[same]
+        where = f"in literal {literal} (expecting '{literal[same]}')"
+    shown = f"\\x{ord(wrong):02x}" if ord(wrong) < 32 else "\\'" if wrong == "'" else wrong
+    return f"invalid character '{shown}' {where}"
+
+
 def decode(
     raw: bytes, struct: str, fields: dict[str, str], empty: str = "missing request body"
 ) -> dict[str, Any]:
     """The body as an object whose known fields have their types; Refused with Go's own words otherwise."""
-    if not raw.strip():
+    if not raw.strip(_BLANKS):
         raise Refused(400, empty)
     try:
-        text = raw.decode("utf-8", "replace")
-        value, _ = json.JSONDecoder().raw_decode(text.lstrip())
+        text = raw.lstrip(_BLANKS).decode("utf-8", "replace")
+        value, _ = json.JSONDecoder().raw_decode(text)
     except json.JSONDecodeError as error:
-        rest = text.lstrip()[error.pos :]
-        if not rest.strip() or error.msg.startswith("Unterminated"):
-            raise Refused(400, "unexpected EOF") from error
-        first = rest[0]
-        shown = f"'\\x{ord(first):02x}'" if ord(first) < 32 else "'\\''" if first == "'" else f"'{first}'"
-        where = "looking for beginning of value"
-        if "property name" in error.msg:
-            where = "looking for beginning of object key string"
-        elif "delimiter" in error.msg:
-            where = "after object key:value pair"
-        raise Refused(400, f"invalid character {shown} {where}") from error
+        rest = text[error.pos :]
+        raise Refused(400, _complaint(error, rest)) from error
     if not isinstance(value, dict):
         kind = _KINDS.get(type(value), "value")
         raise Refused(400, f"json: cannot unmarshal {kind} into Go value of type {struct}")

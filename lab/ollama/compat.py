@@ -123,7 +123,7 @@ async def models(context: Context, request: Request, answer: Answer) -> None:
     """GET /v1/models."""
     del request
     stored = [context.store.load(name) for name in context.store.names()]
-    stored.sort(key=lambda model: -model.modified_at)
+    stored.sort(key=lambda model: -int(model.modified_at))
     entries = [
         {
             "id": m.name.shortest,

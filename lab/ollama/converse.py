@@ -107,12 +107,11 @@ async def _stream(request: Request, answer: Answer, generation: Generation, dial
     started = False
     try:
         async for piece in generation.pieces(request.gone):
-            data = dialect.piece(piece)
+            opening = b"" if started else dialect.opening()
             if not started:
                 _start(answer, dialect)
                 started = True
-                data = dialect.opening() + data
-            await answer.chunk(data)
+            await answer.chunk(opening + dialect.piece(piece))
     except (RunnerFailedError, Refused) as error:
         if started:
             if tail := dialect.broken(str(error)):

@@ -20,7 +20,7 @@ async def tags(context: Context, request: Request, answer: Answer) -> None:
     """GET /api/tags."""
     del request
     stored = [context.store.load(name) for name in context.store.names()]
-    stored.sort(key=lambda model: -model.modified_at)
+    stored.sort(key=lambda model: -int(model.modified_at))
     answer.json(200, {"models": [_tag(model) for model in stored]})
 
 

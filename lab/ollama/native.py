@@ -175,7 +175,7 @@ async def embed_vectors(
 ) -> tuple[list[list[float]], int, float, float]:
     """Embeddings of some texts, their number of tokens, and the seconds for all and for the load."""
     began = time.monotonic()
-    model = context.find(ask.model, (404, f"model '{ask.model}' not found"))
+    model = context.find(ask.model, (404, f"model {quoted(ask.model)} not found, try pulling it first"))
     runner = await acquire(context, request, model, ask)
     loaded = time.monotonic()
     try:

@@ -107,10 +107,9 @@ class Responses(Dialect):
         )
 
     def piece(self, piece: Piece) -> bytes:
-        opening = b"" if self.pieces else self.opening()
         self.pieces.append(piece)
         where = {"item_id": self.item, "output_index": 0, "content_index": 0}
-        return opening + self._emit("response.output_text.delta", **where, delta=piece.text, logprobs=[])
+        return self._emit("response.output_text.delta", **where, delta=piece.text, logprobs=[])
 
     def last(self, stats: Stats) -> bytes:
         text = "".join(piece.text for piece in self.pieces)
