@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from drover import catalogue
 from drover.checks import Finding
+
+DIGEST = re.compile("[0-9a-f]{64}")
 
 
 def cross_checks(merged: Mapping[str, Any]) -> Iterator[Finding]:
     """Yield what is wrong between variables; called only when each alone is right."""
-    yield from _mirror(merged)
-    yield from _driver(merged)
+    for rule in (_mirror, _driver, _ollama, _models, _proxy):
+        yield from rule(merged)
 
 
 def _mirror(merged: Mapping[str, Any]) -> Iterator[Finding]:
@@ -44,3 +48,67 @@ def _driver(merged: Mapping[str, Any]) -> Iterator[Finding]:
             "open (from branch 615 on there are only open modules)",
             "proprietary",
         )
+
+
+def _ollama(merged: Mapping[str, Any]) -> Iterator[Finding]:
+    if not merged.get("ollama_enabled"):
+        return
+    version, digest = merged["ollama_version"], merged["ollama_archive_sha256"]
+    checksums = merged["ollama_archive_checksums"]
+    if not (digest or checksums.get(version) or catalogue.load()["ollama"].get(version)):
+        listed = ", ".join(catalogue.load()["ollama"])
+        yield Finding(
+            "ollama_version",
+            f"a version whose digest is known (versions.yml has {listed})",
+            repr(version),
+            next_command="set ollama_archive_sha256 from sha256sum.txt of its release",
+        )
+    named = [(f"ollama_archive_checksums.{key}", value) for key, value in checksums.items()]
+    for path, value in (("ollama_archive_sha256", digest), *named):
+        if value and not DIGEST.fullmatch(str(value)):
+            yield Finding(path, "64 hexadecimal digits in lower case", repr(value))
+    if merged["ollama_kv_cache_type"] != "f16" and merged["ollama_flash_attention"] == "disabled":
+        yield Finding(
+            "ollama_kv_cache_type",
+            "f16 where flash attention is disabled (a quantised cache needs it)",
+            repr(merged["ollama_kv_cache_type"]),
+        )
+    yield from _twice("ollama_instances", [entry["name"] for entry in merged["ollama_instances"]])
+    yield from _twice("ollama_instances", [str(entry["port"]) for entry in merged["ollama_instances"]])
+
+
+def _twice(path: str, values: list[str]) -> Iterator[Finding]:
+    """Find what stands twice in a list where each entry must differ."""
+    for value in sorted({value for value in values if values.count(value) > 1}):
+        yield Finding(path, "each entry once", f"{value!r} {values.count(value)} times")
+
+
+def _models(merged: Mapping[str, Any]) -> Iterator[Finding]:
+    models = merged.get("models_list") or []
+    aliases = [alias for entry in models for alias in entry.get("aliases") or []]
+    yield from _twice("models_list", [*(entry["name"] for entry in models), *aliases])
+    most = merged.get("ollama_num_parallel")
+    for entry in models:
+        path = f"models_list[{entry['name']}]"
+        if most is not None and (entry.get("slots") or 0) > most:
+            yield Finding(f"{path}.slots", f"at most ollama_num_parallel ({most})", str(entry["slots"]))
+        if not -100 <= (entry.get("priority") or 0) <= 100:
+            yield Finding(f"{path}.priority", "a number from -100 to 100", str(entry["priority"]))
+
+
+def _proxy(merged: Mapping[str, Any]) -> Iterator[Finding]:
+    keys = merged.get("proxy_keys") or []
+    yield from _twice("proxy_keys", [entry["name"] for entry in keys])
+    for entry in keys:
+        if not DIGEST.fullmatch(entry["sha256"]):
+            yield Finding(
+                f"proxy_keys[{entry['name']}].sha256",
+                "the SHA-256 of the key, 64 hexadecimal digits in lower case",
+                "something else (hidden)",
+                next_command="drover-proxy keys new",
+            )
+    if bool(merged.get("proxy_tls_cert")) != bool(merged.get("proxy_tls_key")):
+        yield Finding("proxy_tls_cert", "proxy_tls_cert and proxy_tls_key together", "only one of them")
+    reserve, target = merged.get("proxy_reserve_mib"), merged.get("ollama_fit_target_mib")
+    if reserve is not None and target is not None and reserve < target:
+        yield Finding("proxy_reserve_mib", f"at least ollama_fit_target_mib ({target})", str(reserve))

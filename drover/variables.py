@@ -141,6 +141,9 @@ def _unknown_ollama_settings(merged: Mapping[str, Any]) -> Iterator[Finding]:
                 f"{key}, which {_clause(fate)}",
                 next_command=f"use {instead}",
             )
+        elif key in ollama_env.OWN:
+            own = ollama_env.OWN[key]
+            yield Finding(path, "a setting without a variable of its own", key, next_command=f"set {own}")
         elif str(key).startswith("OLLAMA_") and key not in ollama_env.KNOWN:
             yield Finding(
                 path,
@@ -161,12 +164,21 @@ def _clause(fate: str) -> str:
     return f"doesn't do that: {fate}"
 
 
+def _unshared(value: Any) -> Any:
+    """Return a copy in which no two places share a mapping, as YAML's anchors make them: the validator writes."""
+    if isinstance(value, dict):
+        return {key: _unshared(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_unshared(item) for item in value]
+    return value
+
+
 def _second_opinion(variables: dict[str, Any], options: Spec, bad: set[str]) -> Iterator[Finding]:
     """Let ansible-core's own validator judge what our check let pass."""
     validator = argument_spec_validator()
     specs = {name: option for name, option in options.items() if name not in bad}
     for name, option in specs.items():
-        one = {name: variables[name]} if name in variables else {}
+        one = {name: _unshared(variables[name])} if name in variables else {}
         result = validator({name: option}).validate(one)
         for message in result.error_messages:
             text = "a value that it refuses (hidden)" if holds_secret(option) else message
