@@ -165,7 +165,7 @@ def _clause(fate: str) -> str:
 
 
 def _unshared(value: Any) -> Any:
-    """Return a copy in which no two places share a mapping, as YAML's anchors make them: the validator writes."""
+    """Return a copy in which no two places share a mapping, as with YAML's anchors: the validator writes."""
     if isinstance(value, dict):
         return {key: _unshared(item) for key, item in value.items()}
     if isinstance(value, list):
