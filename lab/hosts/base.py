@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 from lab.hosts.errors import LabError
 from lab.hosts.locks import held
-from lab.hosts.mounts import unmount_under
+from lab.hosts.mounts import MOUNTINFO, unmount_under
 from lab.hosts.paths import CACHE
 from lab.hosts.tools import run
 
@@ -116,6 +119,7 @@ def ensure(say: Callable[[str], None], cache: Path = CACHE) -> Path:
             say(f"making the base image once ({SUITE}, by debootstrap): about a minute")
             began = time.monotonic()
             _make(image, content)
+            _forget_old(image)
             say(f"base image made in {time.monotonic() - began:.0f} s: {image}")
     return image / "root"
 
@@ -139,16 +143,26 @@ def _debootstrap(root: Path, log: Path) -> None:
     mirror = debian_mirror()
     command = ["debootstrap", "--variant=minbase", f"--include={','.join(PACKAGES)}", SUITE, str(root)]
     with log.open("w") as output:
-        done = subprocess.run(
-            [*command, *([mirror] if mirror else [])], check=False, stdout=output, stderr=subprocess.STDOUT
-        )
-    if done.returncode != 0:
+        code = _run_group([*command, *([mirror] if mirror else [])], output)
+    if code != 0:
         tail = "\n".join(log.read_text().splitlines()[-12:])
         raise LabError(
-            f"debootstrap {SUITE}: failed with exit code {done.returncode}; its last words:\n{tail}\n"
+            f"debootstrap {SUITE}: failed with exit code {code}; its last words:\n{tail}\n"
             f"  why: most often the Debian mirror can't be reached ({mirror or 'the default one'})\n"
             f"  next: apt-get update, to see whether this machine reaches a mirror of {SUITE}"
         )
+
+
+def _run_group(command: list[str], output: IO[str]) -> int:
+    """Run a command in a session of its own; when this is interrupted, all that it started ends with it."""
+    with subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+    ) as process:
+        try:
+            return process.wait()
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
 
 
 def _configure(root: Path) -> None:
@@ -180,6 +194,14 @@ def _configure(root: Path) -> None:
     sudoers = root / "etc/sudoers.d/ops"
     sudoers.write_text("ops ALL=(ALL:ALL) NOPASSWD: ALL\n")
     sudoers.chmod(0o440)
+
+
+def _forget_old(current: Path) -> None:
+    """Remove the images of earlier manifests, but for those that a lab stands on."""
+    in_use = MOUNTINFO.read_text()
+    for image in current.parent.glob("base-*"):
+        if image != current and f"lowerdir={image}/" not in in_use:
+            _remove(image)
 
 
 def _remove(folder: Path) -> None:

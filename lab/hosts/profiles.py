@@ -11,10 +11,10 @@ from typing import Any
 
 import yaml
 
+from lab.gpu.profile import models
 from lab.hosts.errors import LabError
 from lab.hosts.paths import PROJECT
 
-MODELS = PROJECT / "lab" / "gpu" / "models.yaml"
 HOST_KEYS = ("name", "gpus")
 GPU_KEYS = {"model": str, "memory_mib": int, "pci_bus_id": str, "uuid": str}
 HOST_NAME = re.compile(r"[a-z][a-z0-9]{0,11}")
@@ -70,7 +70,7 @@ def load(profile: str | Path) -> Profile:
         content = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
         raise LabError(f"profile {path}: not valid YAML: {error}") from error
-    problems = list(check(content, gpu_models()))
+    problems = list(check(content, models()))
     if problems:
         raise LabError("\n".join(f"profile {path}: {problem}" for problem in problems))
     return Profile(
@@ -78,13 +78,7 @@ def load(profile: str | Path) -> Profile:
     )
 
 
-def gpu_models(path: Path = MODELS) -> frozenset[str]:
-    """Return the names of the GPU models that can be simulated."""
-    content = yaml.safe_load(path.read_text())
-    return frozenset(content.get("models", content))
-
-
-def check(content: Any, models: Iterable[str]) -> Iterable[str]:
+def check(content: Any, known: Iterable[str]) -> Iterable[str]:
     """Yield what is wrong with the content of a profile, one sentence a mistake."""
     if not isinstance(content, dict) or not isinstance(content.get("hosts"), list) or not content["hosts"]:
         yield "must be a mapping with a list `hosts` of one host or more"
@@ -113,10 +107,10 @@ def check(content: Any, models: Iterable[str]) -> Iterable[str]:
             yield f"{where}.gpus: must be a list, is {gpus!r}"
             continue
         for number, gpu in enumerate(gpus):
-            yield from _check_gpu(gpu, f"{where}.gpus[{number}]", models)
+            yield from _check_gpu(gpu, f"{where}.gpus[{number}]", known)
 
 
-def _check_gpu(gpu: Any, where: str, models: Iterable[str]) -> Iterable[str]:
+def _check_gpu(gpu: Any, where: str, known: Iterable[str]) -> Iterable[str]:
     if not isinstance(gpu, dict) or "model" not in gpu:
         yield f"{where}: must be a mapping with `model`, is {gpu!r}"
         return
@@ -126,7 +120,6 @@ def _check_gpu(gpu: Any, where: str, models: Iterable[str]) -> Iterable[str]:
             yield f"{where}: unknown key {key!r}{_nearest(str(key), GPU_KEYS)}"
         elif not isinstance(value, expected) or isinstance(value, bool):
             yield f"{where}.{key}: must be of type {expected.__name__}, is {value!r}"
-    known = sorted(models)
     if isinstance(gpu["model"], str) and gpu["model"] not in known:
         yield f"{where}.model: unknown GPU model {gpu['model']!r}{_nearest(gpu['model'], known)}"
     memory = gpu.get("memory_mib")

@@ -11,10 +11,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from lab.fleet import read_secrets
 from lab.hosts import Lab, LabError, control
+from lab.hosts.mounts import mounted_under
 from lab.hosts.paths import LabPaths
 from tests.support import eventually
 
@@ -198,6 +200,19 @@ def test_ctrl_c_during_up_leaves_nothing(cli, moment):
     output, errors = up.communicate(timeout=60)
     assert up.returncode == 130, output + errors
     assert Lab("cut").leftovers() == []
+
+
+def test_a_base_image_that_was_interrupted_leaves_nothing(tmp_path):
+    """A base image is there whole or not at all: no folder, no mount, no process of debootstrap is left."""
+    making = "import sys, pathlib; from lab.hosts import base; base.ensure(print, pathlib.Path(sys.argv[1]))"
+    with subprocess.Popen([sys.executable, "-c", making, str(tmp_path)], cwd=PROJECT) as process:
+        eventually(lambda: list(tmp_path.glob(".making-base-*/root/debootstrap/*")), timeout=60)
+        process.send_signal(signal.SIGINT)
+        process.wait(30)
+    assert list(tmp_path.iterdir()) == []
+    assert mounted_under(tmp_path) == []
+    for process in psutil.process_iter(["cmdline"]):
+        assert not any(str(tmp_path) in word for word in process.info["cmdline"] or ())
 
 
 def test_down_after_up_was_killed_half_way_leaves_nothing(cli):
