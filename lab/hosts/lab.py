@@ -168,12 +168,13 @@ class Lab:
         self.say(f"{len(spec.hosts)} hosts up in {time.monotonic() - began:.1f} s")
 
     def _check_network(self, spec: LabSpec) -> None:
-        """Say so now, and not in the middle of a deploy, when this machine's firewall cuts through the lab."""
+        """Say so now, not in the middle of a deploy, when this machine's firewall cuts through the lab."""
         first, *others = self.hosts
         ways = [("mirror", MIRROR_PORT)] if spec.mirror_root else []
         ways += [(other.name, 22) for other in others[:1]]
         for name, port in ways:
-            if first.run(f"timeout 5 bash -c '</dev/tcp/{name}/{port}'", check=False).returncode == 0:
+            way = f"timeout 5 bash -c '</dev/tcp/{name}/{port}'"
+            if first.run(way, check=False).returncode == 0:
                 continue
             bridge = spec.bridge
             raise LabError(

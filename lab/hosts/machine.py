@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from lab.hosts import processes
@@ -34,6 +35,8 @@ def boot_command(spec: LabSpec, host: HostSpec, root: Path, *, under_systemd: bo
         "--timezone=off",
         "--link-journal=no",
         "--console=read-only",
+        # systemd in the host enforces DevicePolicy= and IPAddressDeny= with BPF programs on its groups.
+        "--system-call-filter=bpf",
     ]
     if not under_systemd:
         return nspawn
@@ -47,6 +50,16 @@ def boot_command(spec: LabSpec, host: HostSpec, root: Path, *, under_systemd: bo
         "--property=Delegate=yes",
         *nspawn,
     ]
+
+
+def boot_environment() -> dict[str, str]:
+    """Return the environment for the boot command.
+
+    The host gets control groups of version 2, also where this machine still mounts both versions: version 1
+    would be read-only inside, and what a unit says of devices would be ignored in silence.
+    """
+    has_version_2 = " cgroup2 " in Path("/proc/mounts").read_text()
+    return {**os.environ, **({"SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"} if has_version_2 else {})}
 
 
 def is_boot_of(host: str, root: Path, arguments: list[str]) -> bool:

@@ -144,6 +144,7 @@ class Supervisor:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
                 cwd="/" if child.is_host else PROJECT,
+                env=machine.boot_environment() if child.is_host else None,
                 preexec_fn=lambda: cgroups.enter(groups),  # noqa: PLW1509
             )
         child.starts += 1

@@ -141,6 +141,15 @@ def test_services_of_one_name_have_groups_of_their_own_on_each_host(pair):
     assert groups[0].isdisjoint(groups[1])
 
 
+def test_what_a_unit_says_of_devices_is_enforced(pair):
+    """DevicePolicy= and DeviceAllow= hold as on a real host: a unit that forgot a device fails."""
+    host = pair.host("a")
+    read = "systemd-run -q --collect --pipe --wait -p DevicePolicy={} head -c1 /dev/zero | wc -c"
+    assert host.run(read.format("closed")).stdout.strip() == "1"
+    assert host.run(read.format("strict")).stdout.strip() == "0"
+    assert host.run(read.format("strict -p 'DeviceAllow=/dev/zero r'")).stdout.strip() == "1"
+
+
 def test_two_labs_live_side_by_side_and_never_meet(pair, make_lab):
     """Another lab has its own bridge and subnet; no host of one reaches a host of the other."""
     other = make_lab("other", profile="profiles/single.yaml")
