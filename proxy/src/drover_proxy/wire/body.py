@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 
 from drover_proxy.wire.contract import BodyPlan
-from drover_proxy.wire.head import BadRequest, bad, find_fault
+from drover_proxy.wire.fields import find_fault
+from drover_proxy.wire.head import BadRequest, bad
 from drover_proxy.wire.limits import CHUNK_LINE_BYTES, DISCARD_BYTES, EARLY_BODY_BYTES, TRAILER_BYTES, Limits
 
 CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:;[\t -~\x80-\xff]*)?")
@@ -126,7 +127,7 @@ class Intake:
 
     def _check(self, size: int) -> None:
         if self._limit is not None and size > self._limit:
-            raise BadRequest(413, "body_too_long", f"a body of more than {self._limit} bytes")
+            raise too_long(self._limit)
 
     def take(self, data: bytes) -> int:
         """Take what belongs to the body, keep it if it is to be kept; return how many bytes that was."""
@@ -160,3 +161,8 @@ class Intake:
         return self.done or (
             self._chunks is None and not self.awaits_continue and self.remaining <= DISCARD_BYTES
         )
+
+
+def too_long(limit: int) -> BadRequest:
+    """Make the 413."""
+    return BadRequest(413, "body_too_long", f"a body of more than {limit} bytes")

@@ -6,10 +6,11 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from drover_proxy.wire import answers
-from drover_proxy.wire.body import Intake
+from drover_proxy.wire.body import Intake, too_long
 from drover_proxy.wire.contract import BodyPlan, Kind
 from drover_proxy.wire.exchange import Exchange
-from drover_proxy.wire.head import BadRequest, HeadParser, bad, find_fault
+from drover_proxy.wire.fields import find_fault
+from drover_proxy.wire.head import BadRequest, HeadParser, bad
 from drover_proxy.wire.limits import PIPELINED_BYTES
 from drover_proxy.wire.link import Link, Phase
 from drover_proxy.wire.relay import FOREVER, Relay
@@ -17,6 +18,11 @@ from drover_proxy.wire.states import State
 
 if TYPE_CHECKING:
     from drover_proxy.wire.server import Server
+
+
+HEAD, BODY, BUSY, CLOSING = Phase  # as globals, they are cheap to look up
+BUFFER, STREAM = BodyPlan.BUFFER, BodyPlan.STREAM
+HEAD_TAKEN = State.BODY
 
 
 class ClientConnection(Link):
@@ -67,12 +73,12 @@ class ClientConnection(Link):
     def data_received(self, data: bytes) -> None:
         """Take what the client sends; what it means depends on the phase."""
         phase = self.phase
-        if phase is Phase.HEAD:
+        if phase is HEAD:
             self._heads(self._buffer + data if self._buffer else data)
-        elif phase is Phase.BODY:
+        elif phase is BODY:
             self._active = True
             self._body(data)
-        elif phase is Phase.BUSY and not self._surplus:
+        elif phase is BUSY and not self._surplus:
             self._buffer += data
             if len(self._buffer) > PIPELINED_BYTES:
                 self._buffer = b""
@@ -89,7 +95,7 @@ class ClientConnection(Link):
         """The connection is no more."""
         self.lost = True
         self._left()
-        self.phase = Phase.CLOSING
+        self.phase = CLOSING
         self.server.release(self)
 
     def pause_writing(self) -> None:
@@ -103,7 +109,7 @@ class ClientConnection(Link):
         self.write_paused = False
         if self.exchange is not None and self.exchange.relay is not None:
             self.exchange.relay.client_paused(paused=False)
-        elif self.phase is Phase.HEAD:
+        elif self.phase is HEAD:
             self.pause_reading(paused=False)
             if not self._parsing and self._buffer:
                 self._heads(self._buffer)
@@ -114,14 +120,14 @@ class ClientConnection(Link):
         """Take requests from what was read, as long as each is answered at once and its answer read."""
         self._parsing = True
         try:
-            while data and self.phase is Phase.HEAD:
+            while data and self.phase is HEAD:
                 if self.write_paused:
                     self._buffer = data
                     self.pause_reading(paused=True)
                     break
                 self._buffer = b""
                 self._one_head(data)
-                if self.phase is not Phase.HEAD or self._active:
+                if self.phase is not HEAD or self._active:
                     break
                 data = self._buffer
         except BadRequest as error:
@@ -167,34 +173,51 @@ class ClientConnection(Link):
             http10=parser.http10,
             keep_alive=parser.keep_alive,
         )
-        self.phase = Phase.BUSY
+        self.phase = BUSY
         self.deadline = FOREVER
-        intake = None
-        if parser.length or parser.chunked:
-            self.phase = Phase.BODY
-            self._intake = intake = Intake(
-                parser.length, chunked=parser.chunked, awaits_continue=parser.expects
-            )
+        length = parser.length
+        if length <= len(self._buffer) and not parser.chunked:
+            self._begin_whole(ex, length)
+            return
+        self.phase = BODY
+        self._intake = intake = Intake(length, chunked=parser.chunked, awaits_continue=parser.expects)
         ex.begin()
-        if ex.state is not State.BODY:
+        if ex.state is HEAD_TAKEN:
+            self._expect_body(ex, intake)
+
+    def _begin_whole(self, ex: Exchange, length: int) -> None:
+        """Go on with a request that is here whole, as most are: its body came in the same read, or it has none."""
+        body = b""
+        if length:
+            body, self._buffer = self._buffer[:length], self._buffer[length:]
+            ex.bytes_in = length
+        ex.begin()
+        if ex.state is not HEAD_TAKEN:
             return
-        if intake is None:
-            ex.ready()
-            return
-        self._expect_body(ex, intake)
+        if length:
+            if ex.plan is BUFFER:
+                if length > self.limits.body_bytes:
+                    raise too_long(self.limits.body_bytes)
+                ex.body = body
+            elif ex.plan is STREAM:
+                self._intake = intake = Intake(length, chunked=False, awaits_continue=False)
+                intake.follow(STREAM, self.limits)
+                intake.take(body)
+                intake.hold(body)
+        ex.ready()
 
     def _expect_body(self, ex: Exchange, intake: Intake) -> None:
         """Read the body by its plan, beginning with what of it is here already."""
         intake.follow(ex.plan, self.limits)
         if ex.plan is not BodyPlan.NONE:
             self.deadline = self.server.now + self.limits.body_timeout
-        if ex.plan is BodyPlan.BUFFER:
+        if ex.plan is BUFFER:
             if intake.awaits_continue and not self._buffer:
                 self.write(answers.CONTINUE)
             intake.awaits_continue = False
         else:
             ex.ready()
-        if self._buffer and self.phase is Phase.BODY and self.exchange is ex:
+        if self._buffer and self.phase is BODY and self.exchange is ex:
             data, self._buffer = self._buffer, b""
             self._active = True
             self._body(data)
@@ -206,12 +229,13 @@ class ClientConnection(Link):
         try:
             taken = intake.take(data)
             piece = data if taken == len(data) else data[:taken]
-            self._parser.feed(piece, last=intake.done)
+            if self._parser.chunked:
+                self._parser.feed(piece, last=intake.done)
         except BadRequest as error:
             self._refuse(error)
             return
         if intake.done:
-            self.phase = Phase.BUSY
+            self.phase = BUSY
             self.deadline = FOREVER
             self._buffer = data[taken:]
         if ex is None:
@@ -220,11 +244,11 @@ class ClientConnection(Link):
                 self._next()
             return
         ex.bytes_in += taken
-        if ex.plan is BodyPlan.STREAM:
+        if ex.plan is STREAM:
             self._stream(ex, intake, piece)
         elif intake.done:
             self._intake = None
-            if ex.plan is BodyPlan.BUFFER:
+            if ex.plan is BUFFER:
                 ex.body = intake.release()
                 ex.ready()
         elif ex.plan is BodyPlan.NONE and not intake.skippable():
@@ -243,6 +267,11 @@ class ClientConnection(Link):
         if intake.done and self._intake is intake:
             self._intake = None
             relay.sent()
+
+    @property
+    def parser(self) -> HeadParser:
+        """The parser, which still holds the head of the request under way."""
+        return self._parser
 
     def upload_framing(self) -> bytes:
         """Say how long the streamed body is, as the client said it."""
@@ -269,11 +298,11 @@ class ClientConnection(Link):
 
     def upload_done(self, ex: Exchange) -> bool:
         """Say whether the request has gone out whole."""
-        return ex.plan is not BodyPlan.STREAM or self._intake is None
+        return ex.plan is not STREAM or self._intake is None
 
     def upload_paused(self, *, paused: bool) -> None:
         """The upstream doesn't keep up with a streamed body, or has caught up."""
-        if self.phase is Phase.BODY:
+        if self.phase is BODY:
             self._active = True
             self.pause_reading(paused=paused)
 
@@ -288,14 +317,14 @@ class ClientConnection(Link):
     def ended(self, ex: Exchange, kind: Kind) -> None:
         """The exchange is over and its answer written: report it, then take the next request or close."""
         self._forget(ex, kind)
-        if self.lost or self.phase is Phase.CLOSING:
+        if self.lost or self.phase is CLOSING:
             return
         intake = self._intake
         if not ex.keep_alive or self._surplus or self.server.draining:
             self.close(linger=intake is not None)
         elif intake is not None and not intake.done:
             intake.plan = BodyPlan.NONE
-            self.phase = Phase.BODY
+            self.phase = BODY
             self.deadline = self.server.now + self.limits.body_timeout
             rest, self._buffer = self._buffer, b""
             if rest:
@@ -321,14 +350,14 @@ class ClientConnection(Link):
 
     def close_if_idle(self) -> None:
         """Close a connection on which no request has begun."""
-        if self.phase is Phase.HEAD and not self._buffer:
+        if self.phase is HEAD and not self._buffer:
             self.close(linger=False)
 
     # Inner workings.
 
     def _next(self) -> None:
         """Be ready for the next request; what of it is here already is in the buffer."""
-        self.phase = Phase.HEAD
+        self.phase = HEAD
         self._active = False
         self.deadline = self.server.now + self.limits.idle_timeout
         if self._buffer and not self._parsing:
@@ -348,7 +377,7 @@ class ClientConnection(Link):
         ex = self.exchange
         if ex is not None:
             ex.left()
-            self.phase = Phase.CLOSING
+            self.phase = CLOSING
             self._forget(ex, Kind.CLIENT_GONE)
 
     def _refuse(self, error: BadRequest) -> None:
@@ -358,7 +387,7 @@ class ClientConnection(Link):
             self.exchange.refuse(error)
             return
         self.server.refusals[error.code] += 1
-        if self.phase is Phase.HEAD:  # else it is the end of a body that nobody wanted, its answer is out
+        if self.phase is HEAD:  # else it is the end of a body that nobody wanted, its answer is out
             self.write(answers.error(error.status, error.code, error.message))
         self.close(linger=True)
 
@@ -368,7 +397,7 @@ class ClientConnection(Link):
         if ex is not None and ex.relay is not None and self.upload_done(ex):
             ex.relay.sweep(now)
             return
-        if self.phase is Phase.BODY and self._active:
+        if self.phase is BODY and self._active:
             self._active = False
             limit: float | None = self.limits.body_timeout
             if self.read_paused:  # not the client's fault: the upstream takes nothing, or isn't there yet
@@ -376,11 +405,11 @@ class ClientConnection(Link):
             self.deadline = FOREVER if limit is None else now + limit
         if now < self.deadline:
             return
-        if self.phase is Phase.CLOSING:
+        if self.phase is CLOSING:
             self.transport.abort()
-        elif self.phase is Phase.BODY and ex is not None:
+        elif self.phase is BODY and ex is not None:
             self._refuse(BadRequest(408, "body_timeout", "the body didn't come in time"))
-        elif self.phase is Phase.HEAD and self._active:
+        elif self.phase is HEAD and self._active:
             self._refuse(BadRequest(408, "head_timeout", "the head didn't come in time"))
         else:
             self.close(linger=False)

@@ -7,14 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 from drover_proxy.wire import answers
 from drover_proxy.wire.contract import BodyPlan, Kind, Outcome, UpstreamError, Watch
+from drover_proxy.wire.fields import Fields
 from drover_proxy.wire.head import BadRequest
-from drover_proxy.wire.headers import Fields
 from drover_proxy.wire.relay import Relay
 from drover_proxy.wire.states import NEXT, Event, State, illegal
 
 if TYPE_CHECKING:
     from drover_proxy.wire.client import ClientConnection
     from drover_proxy.wire.pool import Upstream
+
+
+DONE, RELAYING, MAKING, HELD = State.DONE, State.RELAYING, State.MAKING, State.HELD  # cheap to look up
+READY = Event.READY
 
 
 class Exchange:
@@ -67,7 +71,7 @@ class Exchange:
         """In origin-form, as the client wrote it otherwise: nothing is decoded or normalised."""
         self.path, _, self.query = target.partition(b"?")
         self.headers = headers
-        """Names in lower case, in the order they came."""
+        """Names in lower case, in the order they came. To be read only: `forward` takes others."""
         self.client = connection.peer
         """The client's address, without its port; "unix" for a Unix socket."""
         self.http10: bool = http10
@@ -101,7 +105,7 @@ class Exchange:
     @property
     def over(self) -> bool:
         """Whether the outcome was reported: whatever is called now does nothing."""
-        return self.state is State.DONE
+        return self.state is DONE
 
     @property
     def writable(self) -> bool:
@@ -126,7 +130,7 @@ class Exchange:
 
     def respond(self, status: int, headers: Fields | tuple[()] = (), body: bytes = b"") -> None:
         """Answer, all at once. Content-Length and Date are added; for HEAD the body is left out."""
-        if self.state is State.DONE:
+        if self.state is DONE:
             return
         connection = self.connection
         connection.decide_keep_alive(self)
@@ -142,7 +146,7 @@ class Exchange:
 
     def start_stream(self, status: int, headers: Fields | tuple[()] = ()) -> None:
         """Begin an answer of the proxy's own whose end isn't known yet: `write`, then `end` or `abort`."""
-        if self.state is State.DONE:
+        if self.state is DONE:
             return
         self.connection.decide_keep_alive(self)
         framing = b"" if self.http10 else b"transfer-encoding: chunked\r\n"
@@ -154,9 +158,9 @@ class Exchange:
 
     def write(self, data: bytes) -> None:
         """Send a piece of the stream; look at `writable` before making much more."""
-        if self.state is State.DONE or not data:
+        if self.state is DONE or not data:
             return
-        if self.state is not State.MAKING:
+        if self.state is not MAKING:
             raise illegal(self.state, Event.END, repr(self))
         if self.method == b"HEAD":
             return
@@ -166,7 +170,7 @@ class Exchange:
 
     def end(self) -> None:
         """End the stream; the client can tell that it is whole."""
-        if self.state is State.DONE:
+        if self.state is DONE:
             return
         self.move(Event.END)
         if not self.http10 and self.method != b"HEAD":
@@ -176,7 +180,7 @@ class Exchange:
 
     def abort(self, detail: str = "aborted by the proxy") -> None:
         """Break the stream off; the client can tell that it isn't whole."""
-        if self.state is State.DONE:
+        if self.state is DONE:
             return
         self.move(Event.END)
         self.detail = detail
@@ -205,7 +209,7 @@ class Exchange:
             extra_response_headers: Added to the head of the answer.
             watch: Follows the answer's body. When that isn't whole, the client's transfer is broken.
         """
-        if self.state is State.DONE:
+        if self.state is DONE:
             return
         if self.relay is not None:
             raise illegal(self.state, Event.FORWARD, repr(self))
@@ -216,8 +220,8 @@ class Exchange:
             upstream,
             target=target,
             body=self.body if body is None else body,
-            fields=self.headers if headers is None else headers,
-            extra=extra_response_headers,
+            fields=headers,
+            extra=answers.field_lines(extra_response_headers) if extra_response_headers else b"",
             watch=watch,
         )
         self.relay.start()
@@ -239,7 +243,7 @@ class Exchange:
 
     def ready(self) -> None:
         """Hand the request to the handler."""
-        self.move(Event.READY)
+        self.move(READY)
         try:
             self.connection.handler.ready(self)
         except Exception as trouble:  # noqa: BLE001 - as in begin
@@ -264,7 +268,7 @@ class Exchange:
         except Exception as trouble:  # noqa: BLE001 - as in begin
             self._handler_raised(trouble)
             return
-        if not taken and self.state is State.HELD:
+        if not taken and self.state is HELD:
             late = error.fault.value.endswith("timeout")
             headers, body = answers.error_parts(error.fault.value, f"the upstream failed: {error}")
             self.respond(504 if late else 502, headers, body)
@@ -288,9 +292,9 @@ class Exchange:
 
     def refuse(self, error: BadRequest) -> None:
         """Answer a request whose body can't be served; too late for that, cut the client off."""
-        if self.state is State.RELAYING or self.state is State.MAKING:
+        if self.state is RELAYING or self.state is MAKING:
             self.connection.give_up(error.message)
-        elif self.state is not State.DONE:
+        elif self.state is not DONE:
             self.failure = Kind.REFUSED
             self.detail = error.message
             headers, body = answers.error_parts(error.code, error.message)

@@ -13,16 +13,15 @@ import re
 
 import httptools
 
-from drover_proxy.wire.headers import Fields
+from drover_proxy.wire import fields
+from drover_proxy.wire.fields import Fields, find_fault
 from drover_proxy.wire.limits import Limits
 
-CONTROL = bytes(byte for byte in range(32) if byte not in b"\t\r\n") + b"\x7f"
-"""Bytes that have no place anywhere in a head (RFC 9110, 5.5)."""
-
-REQUEST_LINE = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+) ([!-~]+) HTTP/([0-9])\.([0-9])\r\n")
+REQUEST_LINE = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+) ([!-~]+) HTTP/([0-9]\.[0-9])")
 HOST = re.compile(rb"[A-Za-z0-9.\-_~%!$&'()*+,;=:\[\]]*")
 ABSOLUTE = re.compile(rb"https?://([^/?#@]+)([/?].*)?", re.IGNORECASE)
 LENGTH = re.compile(rb"[0-9]{1,18}")
+MEMO_BYTES = 4096  # a longer head isn't kept
 
 
 class BadRequest(Exception):  # noqa: N818 - named after its answer
@@ -40,35 +39,23 @@ def bad(message: str) -> BadRequest:
     return BadRequest(400, "bad_request", message)
 
 
-def find_fault(raw: bytes) -> str | None:
-    """Say what is wrong with the bytes of a head, or of the beginning of one."""
-    if len(raw.translate(None, CONTROL)) != len(raw):
-        return "a control character stands in the head"
-    ends = raw.count(b"\r\n")
-    if raw.count(b"\n") != ends:
-        return "a line ends in LF without CR"
-    if raw.count(b"\r") - raw.endswith(b"\r") != ends:
-        return "a CR stands without LF"
-    if b"\n " in raw or b"\n\t" in raw:
-        return "a line begins with white space (obsolete line folding)"
-    return None
-
-
 class HeadParser:
     """Parses the heads of one connection's requests, one after the other.
 
-    llhttp is fed exactly the bytes that we take for one message, its body too, and has to agree at its end.
+    llhttp is shown every head that isn't the one before over again, and every chunked body, cut where we take the
+    message to end: it has to agree.
     """
 
     __slots__ = (
         "_agree",
         "_complete",
-        "_fields",
+        "_length_at",
         "_llhttp",
-        "_url",
+        "_same",
         "chunked",
         "expects",
         "fields",
+        "forwarded",
         "http10",
         "keep_alive",
         "length",
@@ -80,8 +67,10 @@ class HeadParser:
         self._llhttp = httptools.HttpRequestParser(self)
         self._complete = False
         self._agree = True
-        self._url = b""
-        self._fields: Fields = []
+        self._same: tuple[bytes, bytes] | None = None
+        self._length_at = 0
+        self.forwarded: tuple[bytes, bytes, bytes] | None = None
+        """A memo of the relay's: target, host, and the head made for them out of these fields."""
         self.method = b""
         self.target = b""
         self.fields: Fields = []
@@ -91,57 +80,77 @@ class HeadParser:
         self.keep_alive = True
         self.expects = False
 
-    # What llhttp calls.
-
-    def on_url(self, url: bytes) -> None:
-        """Take a piece of the target; llhttp may give it in several."""
-        self._url += url
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """Take a field."""
-        self._fields.append((name.lower(), value.rstrip(b" \t")))
-
     def on_message_complete(self) -> None:
-        """Take note that llhttp saw the end of the message."""
+        """Take note that llhttp saw the end of the message; of all its callbacks we need no other."""
         self._complete = True
-
-    # What the connection calls.
 
     def parse(self, raw: bytes, limits: Limits) -> None:
         """Take a whole head, its empty line included; fill the attributes or raise BadRequest."""
-        fault = find_fault(raw)
-        if fault:
-            raise bad(fault)
-        line = REQUEST_LINE.match(raw)
+        if self._same is not None and self._repeated(raw, *self._same):
+            return
+        self._same = self.forwarded = None
+        lines = raw[:-4].split(b"\r\n")
+        line = REQUEST_LINE.fullmatch(lines[0])
         if line is None:
-            raise bad("the request line is malformed")
-        if line[3] != b"1" or line[4] not in b"01":
+            raise bad(find_fault(raw) or "the request line is malformed")
+        self.method, self.target, version = line.groups()
+        self.http10 = http10 = version == b"1.0"
+        if not http10 and version != b"1.1":
             raise BadRequest(505, "http_version", "only HTTP/1.1 and HTTP/1.0 are spoken here")
-        if raw.count(b"\n") - 2 > limits.header_count:
+        if len(lines) - 1 > limits.header_count:
             raise BadRequest(431, "too_many_headers", f"more than {limits.header_count} header fields")
-        self.method = line[1]
-        self.http10 = line[4] == b"0"
         if self.method == b"CONNECT":
             raise BadRequest(501, "connect_refused", "this is no tunnel: CONNECT is refused")
-        self._read(raw)
-        self.fields, self.target = self._fields, self._url
+        del lines[0]
+        try:
+            self.fields = fields.read(lines)
+        except ValueError as error:
+            raise bad(str(error)) from None
         self._framing()
+        self._check(raw)
+        if self._agree and not self.chunked and len(raw) <= MEMO_BYTES:
+            self._remember(raw)
+        if self.length:
+            self._agree = False  # llhttp isn't shown plain bodies: there is nothing in them to agree about
 
-    def _read(self, raw: bytes) -> None:
-        """Let llhttp take the head apart."""
+    def _remember(self, raw: bytes) -> None:
+        """Keep this head until the next: a client on a kept connection mostly changes nothing but the length."""
+        if not self.length:
+            self._same = (raw, b"")
+            return
+        start = raw.lower().index(b"\r\ncontent-length:") + 17
+        name, value = next(f for f in self.fields if f[0] == b"content-length")
+        start = raw.index(value, start)
+        self._same = (raw[:start], raw[start + len(value) :])
+        self._length_at = self.fields.index((name, value))
+
+    def _repeated(self, raw: bytes, before: bytes, after: bytes) -> bool:
+        """Say whether this head is the one before but for the digits of its length; if so, take them."""
+        if not after:
+            return raw == before
+        if not (raw.startswith(before) and raw.endswith(after)):
+            return False
+        digits = raw[len(before) : len(raw) - len(after)]
+        if not digits.isdigit() or len(digits) > 18:
+            return False
+        self.length = int(digits)
+        self.fields = self.fields.copy()
+        self.fields[self._length_at] = (b"content-length", digits)
+        return True
+
+    def _check(self, raw: bytes) -> None:
+        """Let llhttp see the head, and refuse it if llhttp does."""
         if not self._agree:
             self._llhttp = httptools.HttpRequestParser(self)
             self._agree = True
         self._complete = False
-        self._url = b""
-        self._fields = []
         try:
             self._llhttp.feed_data(raw)
         except httptools.HttpParserUpgrade:
             # llhttp takes all that follows for another protocol. We don't switch: h2c is an offer, which
             # Java's client makes with its first request, so that is served as HTTP/1.1.
             self._agree = False
-            if any(n == b"upgrade" and v.lower() != b"h2c" for n, v in self._fields):
+            if any(n == b"upgrade" and v.lower() != b"h2c" for n, v in self.fields):
                 raise BadRequest(501, "upgrade_refused", "no other protocol is spoken here") from None
         except httptools.HttpParserInvalidMethodError:
             raise BadRequest(501, "unknown_method", f"method {self.method.decode()} is not known") from None
@@ -180,14 +189,15 @@ class HeadParser:
         if hosts > 1 or (hosts == 0 and not self.http10):
             raise bad("exactly one Host field is needed")
         self.length = int(length) if length else 0
-        self._target()
+        if not self.target.startswith(b"/") or b"#" in self.target:
+            self._odd_target()
 
-    def _target(self) -> None:
+    def _odd_target(self) -> None:
         """Bring the target into origin-form; refuse what has none."""
         target = self.target
         if b"#" in target:
             raise bad("the target contains a fragment")
-        if target.startswith(b"/") or (target == b"*" and self.method == b"OPTIONS"):
+        if target == b"*" and self.method == b"OPTIONS":
             return
         absolute = ABSOLUTE.fullmatch(target)
         if absolute is None or HOST.fullmatch(absolute[1]) is None:
@@ -198,7 +208,7 @@ class HeadParser:
         self.fields = [(n, absolute[1] if n == b"host" else v) for n, v in self.fields]
 
     def feed(self, data: bytes, *, last: bool) -> None:
-        """Show llhttp a piece of the body as we cut it; raise BadRequest if it sees another end than we do."""
+        """Show llhttp a piece of a chunked body as we cut it; raise BadRequest if it sees another end than we do."""
         if not self._agree:
             return
         try:

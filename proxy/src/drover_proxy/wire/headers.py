@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from drover_proxy.wire import answers
-
-Fields = list[tuple[bytes, bytes]]
+from drover_proxy.wire.fields import Fields
 
 HOP_BY_HOP = frozenset(
     (
@@ -20,6 +18,9 @@ HOP_BY_HOP = frozenset(
     )
 )
 """Fields about one connection only (RFC 9110, 7.6.1). Transfer-Encoding is dealt with as framing."""
+
+FRAMING = frozenset((b"transfer-encoding", b"content-length"))
+"""Relayed with the body's framing, whatever Connection may name."""
 
 NOT_FORWARDED = HOP_BY_HOP | {
     b"transfer-encoding",  # framing is written anew
@@ -42,10 +43,8 @@ def connection_tokens(fields: Fields) -> set[bytes]:
     return tokens
 
 
-def request_head(
-    method: bytes, target: bytes, host: bytes, fields: Fields, *, framing: bytes, http10: bool = False
-) -> bytes:
-    """Build the head of a forwarded request; `framing` says how long its body is.
+def request_head(method: bytes, target: bytes, host: bytes, fields: Fields, *, http10: bool = False) -> bytes:
+    """Build the head of a forwarded request, but for its framing and the empty line.
 
     A request of an HTTP/1.0 client goes out as HTTP/1.0, so that its answer comes without chunks.
     """
@@ -56,21 +55,14 @@ def request_head(
             break
     lines = [b"%b: %b\r\n" % field for field in fields if field[0] not in drop]
     end = b" HTTP/1.0\r\nHost: " if http10 else b" HTTP/1.1\r\nHost: "
-    return b"".join((method, b" ", target, end, host, b"\r\n", *lines, framing, b"\r\n"))
+    return b"".join((method, b" ", target, end, host, b"\r\n", *lines))
 
 
-def answer_head(raw: bytes, fields: Fields, extra: Fields, *, close: bool) -> bytes:
-    """Make the head that the client gets out of the upstream's, byte for byte but for hop-by-hop fields."""
-    if not HOP_BY_HOP.isdisjoint([name for name, _ in fields]):
-        raw = _without(
-            raw, HOP_BY_HOP | connection_tokens(fields) - {b"transfer-encoding", b"content-length"}
-        )
-    end = b"connection: close\r\n\r\n" if close else b"\r\n"
-    return b"".join((raw[:-2], answers.field_lines(extra) if extra else b"", end))
-
-
-def _without(raw: bytes, drop: set[bytes] | frozenset[bytes]) -> bytes:
-    """Leave the lines of these fields out of a head."""
+def without_hop_by_hop(raw: bytes, fields: Fields) -> bytes:
+    """Leave out of a head what is about the upstream's connection only; the rest stays byte for byte."""
+    if not any(name in HOP_BY_HOP for name, _ in fields):
+        return raw
+    drop = HOP_BY_HOP | connection_tokens(fields) - FRAMING
     start, *lines = raw[:-4].split(b"\r\n")
-    kept = [line for line in lines if line.partition(b":")[0].lower() not in drop]
+    kept = [line for line, field in zip(lines, fields, strict=True) if field[0] not in drop]
     return b"\r\n".join((start, *kept, b"", b""))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+from drover_proxy.wire.answerhead import AnswerHeads
 from drover_proxy.wire.contract import UpstreamFault
 from drover_proxy.wire.limits import POOL_IDLE_CONNECTIONS, POOL_IDLE_SECONDS
 from drover_proxy.wire.upstream import UpstreamConnection
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 class Upstream:
     """Where requests are forwarded to: an address, the Host it wants to hear, and its pool of connections."""
 
-    __slots__ = ("__weakref__", "host", "host_header", "name", "path", "pool", "port")
+    __slots__ = ("host", "host_header", "name", "path", "pool", "port")
 
     def __init__(
         self,
@@ -57,12 +58,15 @@ class Upstream:
 class Pool:
     """The connections of one upstream."""
 
-    __slots__ = ("connections", "dialing", "idle", "upstream")
+    __slots__ = ("__weakref__", "connections", "dialing", "heads", "idle", "upstream", "watched")
 
     def __init__(self, upstream: Upstream) -> None:
         self.upstream = upstream
+        self.watched = False
+        """A server looks after the idle connections."""
         self.idle: list[UpstreamConnection] = []
         self.connections: set[UpstreamConnection] = set()
+        self.heads = AnswerHeads()
         self.dialing: set[asyncio.Task[None]] = set()
 
     def __repr__(self) -> str:

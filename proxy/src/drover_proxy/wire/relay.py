@@ -7,10 +7,12 @@ import re
 from typing import TYPE_CHECKING
 
 from drover_proxy.wire import headers
+from drover_proxy.wire.answerhead import AnswerHead, Framing
 from drover_proxy.wire.contract import BodyPlan, Kind, UpstreamError, UpstreamFault, Watch
+from drover_proxy.wire.fields import Fields
 from drover_proxy.wire.limits import KIB, STALE_SECONDS
 from drover_proxy.wire.states import Event, State
-from drover_proxy.wire.upstream import Framing, UpstreamConnection
+from drover_proxy.wire.upstream import UpstreamConnection
 
 if TYPE_CHECKING:
     from drover_proxy.wire.exchange import Exchange
@@ -21,6 +23,15 @@ COPY_BYTES = 16 * KIB  # above this, two writes are cheaper than one copy
 FOREVER = float("inf")
 WITH_BODY = frozenset((b"POST", b"PUT", b"PATCH"))  # their length is told even when it is nothing
 UNTOUCHED = frozenset((UpstreamFault.DIAL, UpstreamFault.CONNECT_TIMEOUT))  # the request was never sent
+
+
+STREAM = BodyPlan.STREAM
+CONNECTED, ANSWER, ANSWER_END = (
+    Event.CONNECTED,
+    Event.ANSWER,
+    Event.ANSWER_END,
+)  # as globals, cheap to look up
+BY_CHUNKS, BY_CLOSE = Framing.CHUNKED, Framing.CLOSE
 
 
 class Relay:
@@ -51,8 +62,8 @@ class Relay:
         *,
         target: bytes | None,
         body: bytes,
-        fields: headers.Fields,
-        extra: headers.Fields | None,
+        fields: Fields | None,
+        extra: bytes,
         watch: Watch | None,
     ) -> None:
         if target is not None and TARGET.fullmatch(target) is None:
@@ -71,27 +82,40 @@ class Relay:
         self._retried = False
         self._upload_began = False
         self._sent_at = 0.0
-        if exchange.plan is BodyPlan.STREAM:
-            framing, self._body = self._client.upload_framing(), b""
+        if exchange.plan is STREAM:
+            framing, self._body = self._client.upload_framing() + b"\r\n", b""
         elif body or exchange.method in WITH_BODY:
-            framing, self._body = b"content-length: %d\r\n" % len(body), body
+            framing, self._body = b"content-length: %d\r\n\r\n" % len(body), body
         else:
-            framing, self._body = b"", b""
-        self._head = headers.request_head(
+            framing, self._body = b"\r\n", b""
+        self._head = self._make_head(target or exchange.target, fields) + framing
+
+    def _make_head(self, target: bytes, fields: Fields | None) -> bytes:
+        """Make the head to be sent, up to its framing; a client that repeats itself has it made only once."""
+        exchange, host = self.exchange, self._upstream.host_header
+        parser = self._client.parser
+        memo = parser.forwarded
+        if fields is None and memo is not None and memo[0] == target and memo[1] == host:
+            return memo[2]
+        head = headers.request_head(
             exchange.method,
-            target or exchange.target,
-            upstream.host_header,
-            fields,
-            framing=framing,
+            target,
+            host,
+            exchange.headers if fields is None else fields,
             http10=exchange.http10,
         )
+        if fields is None:
+            parser.forwarded = (target, host, head)
+        return head
 
     # Sending.
 
     def start(self) -> None:
         """Send the request over an idle connection, or dial."""
-        self._client.server.knows(self._upstream)
-        connection = self._upstream.pool.take()
+        pool = self._upstream.pool
+        if not pool.watched:
+            self._client.server.watch(pool)
+        connection = pool.take()
         if connection is not None:
             self.connected(connection)
         else:
@@ -102,7 +126,7 @@ class Relay:
         """Send the request over this connection."""
         exchange = self.exchange
         self._dialing = None
-        exchange.move(Event.CONNECTED)
+        exchange.move(CONNECTED)
         self.connection = connection
         exchange.reused = connection.served > 0
         connection.begin(self, bodiless=exchange.method == b"HEAD")
@@ -114,7 +138,7 @@ class Relay:
         else:
             connection.transport.write(self._head)
             connection.transport.write(self._body)
-        if exchange.plan is BodyPlan.STREAM:
+        if exchange.plan is STREAM:
             self._client.upload_ready(self)
 
     def sent(self) -> None:
@@ -131,7 +155,7 @@ class Relay:
 
     def upload_paused(self, *, paused: bool) -> None:
         """The upstream's connection is full, or has room again."""
-        if self.exchange.plan is BodyPlan.STREAM:
+        if self.exchange.plan is STREAM:
             self._client.upload_paused(paused=paused)
 
     # Answering.
@@ -141,21 +165,22 @@ class Relay:
         if status != 100 and not self.exchange.http10:
             self._client.write(raw)
 
-    def answer(self, connection: UpstreamConnection, raw: bytes, data: bytes) -> None:
+    def answer(self, connection: UpstreamConnection, answer: AnswerHead, data: bytes) -> None:
         """Relay the head of the answer, with whatever of its body came along."""
         exchange, client = self.exchange, self._client
-        if exchange.http10 and connection.framing is Framing.CHUNKED:
+        if exchange.http10 and connection.framing is BY_CHUNKS:
             connection.close()
             self.failed(UpstreamFault.BAD_ANSWER, "it answered HTTP/1.0 with chunks")
             return
-        exchange.answered(connection.status)
+        exchange.answered(answer.status)
         if exchange.relay is not self:
             return  # the handler thought otherwise
         client.decide_keep_alive(exchange)
-        if connection.framing is Framing.CLOSE:
+        if connection.framing is BY_CLOSE:
             exchange.keep_alive = False
-        exchange.move(Event.ANSWER)
-        head = headers.answer_head(raw, connection.fields, self._extra or [], close=not exchange.keep_alive)
+        exchange.move(ANSWER)
+        end = b"\r\n" if exchange.keep_alive else b"connection: close\r\n\r\n"
+        head = b"%b%b%b" % (answer.relayed, self._extra, end)
         if connection.complete:
             self.last(connection, head, data)
         else:
@@ -195,7 +220,7 @@ class Relay:
     def _end(self, kind: Kind) -> None:
         self.connection = None
         self.exchange.relay = None
-        self.exchange.move(Event.ANSWER_END)
+        self.exchange.move(ANSWER_END)
         self._client.ended(self.exchange, kind)
 
     # Failing.
@@ -227,7 +252,7 @@ class Relay:
     def _not_whole(self, connection: UpstreamConnection, head: bytes, data: bytes) -> None:
         """The framing ended and the body didn't: keep the end from the client."""
         can_add = False
-        if connection.framing is Framing.CHUNKED:
+        if connection.framing is BY_CHUNKS:
             can_add = data[-7:] == b"\r\n0\r\n\r\n" or (data == b"0\r\n\r\n" and connection.line_end)
             data = data[:-5] if can_add else b""
         elif connection.framing is Framing.LENGTH:
@@ -241,7 +266,7 @@ class Relay:
         framing = connection.framing
         connection.close()
         event = self.watch.error_event() if self.watch is not None else b""
-        if framing is Framing.CHUNKED:
+        if framing is BY_CHUNKS:
             event = b"%x\r\n%b\r\n" % (len(event), event) if can_add and event else b""
         elif framing is not Framing.CLOSE:
             event = b""
@@ -251,7 +276,7 @@ class Relay:
         exchange.detail = why
         exchange.relay = None
         self.connection = None
-        exchange.move(Event.ANSWER_END)
+        exchange.move(ANSWER_END)
         unmarked = framing is not Framing.CHUNKED and framing is not Framing.LENGTH and not event
         self._client.broken(exchange, Kind.UPSTREAM_BROKEN, reset=unmarked)
 

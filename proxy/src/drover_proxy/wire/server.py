@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from drover_proxy.wire.client import ClientConnection
 from drover_proxy.wire.contract import Handler, Kind
 from drover_proxy.wire.limits import Limits
-from drover_proxy.wire.pool import Upstream
+from drover_proxy.wire.pool import Pool
 
 BACKLOG = 1024
 """Connections the kernel holds while the loop is busy, or while one process hands over to the next."""
@@ -40,7 +40,7 @@ class Server:
         """The clock as of the last sweep: good enough for limits, and free."""
         self._by_peer: Counter[str] = Counter()
         self._listeners: list[asyncio.AbstractServer] = []
-        self._upstreams: weakref.WeakSet[Upstream] = weakref.WeakSet()
+        self._pools: weakref.WeakSet[Pool] = weakref.WeakSet()
         self._sweeper: asyncio.TimerHandle | None = None
         self._empty = asyncio.Event()
 
@@ -98,8 +98,9 @@ class Server:
         for connection in list(self.connections):
             connection.give_up("the proxy is stopping")
         await self._wait_empty(1.0)
-        for upstream in list(self._upstreams):
-            upstream.close()
+        for pool in list(self._pools):
+            pool.clear()
+            pool.watched = False
         if self._sweeper is not None:
             self._sweeper.cancel()
             self._sweeper = None
@@ -149,18 +150,18 @@ class Server:
         self.requests += 1
         return self.requests
 
-    def knows(self, upstream: Upstream) -> None:
-        """Remember an upstream, so that its idle connections are looked after."""
-        if upstream not in self._upstreams:
-            self._upstreams.add(upstream)
+    def watch(self, pool: Pool) -> None:
+        """Look after a pool's idle connections."""
+        self._pools.add(pool)
+        pool.watched = True
 
     def _sweep(self) -> None:
         """Look at every deadline, once per interval."""
         self.now = now = self.clock()
         for connection in list(self.connections):
             connection.sweep(now)
-        for upstream in list(self._upstreams):
-            upstream.pool.sweep(now)
+        for pool in list(self._pools):
+            pool.sweep(now)
         loop = asyncio.get_running_loop()
         self._sweeper = loop.call_later(self.limits.sweep_seconds, self._sweep)
 
