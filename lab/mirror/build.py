@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -38,6 +39,7 @@ def architecture() -> tuple[str, str]:
     return name, triplets[name]
 
 
+@functools.cache
 def content_hash() -> str:
     """What the content is made from: the sources, the kernel (headers have its name), the architecture."""
     digest = hashlib.sha256(f"{REVISION} {os.uname().release} {os.uname().machine}".encode())
