@@ -1,4 +1,4 @@
-"""A whole proxy on this machine: simulated GPUs, simulated Ollama instances, `drover-proxy serve`, real clients."""
+"""A whole proxy on this machine: simulated GPUs and Ollama instances, `drover-proxy serve`, real clients."""
 
 from __future__ import annotations
 
@@ -42,6 +42,7 @@ class Rig:
     extra: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    clients: dict[tuple[str, str], Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.state = self.folder / "gpus"
@@ -156,25 +157,29 @@ class Rig:
 
     def stop(self) -> None:
         """Stop what was started, and only that."""
+        for client in self.clients.values():
+            getattr(client, "_client", client).close()
         for process in reversed(self.processes):
             if process.poll() is None:
                 process.terminate()
         for process in self.processes:
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait(5)
+            _reap(process)
 
     # What tests ask.
 
-    def openai(self, key: str = "use", **options: Any) -> openai.OpenAI:
-        """Return the real openai client."""
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=KEYS.get(key, key), max_retries=0, **options)
+    def openai(self, key: str = "use") -> openai.OpenAI:
+        """Return the real openai client of a key."""
+        if ("openai", key) not in self.clients:
+            client = openai.OpenAI(base_url=f"{self.url}/v1", api_key=KEYS.get(key, key), max_retries=0)
+            self.clients["openai", key] = client
+        return self.clients["openai", key]
 
     def ollama(self, key: str = "use") -> ollama.Client:
-        """Return the real ollama client."""
-        return ollama.Client(host=self.url, headers={"Authorization": f"Bearer {KEYS.get(key, key)}"})
+        """Return the real ollama client of a key."""
+        if ("ollama", key) not in self.clients:
+            client = ollama.Client(host=self.url, headers={"Authorization": f"Bearer {KEYS.get(key, key)}"})
+            self.clients["ollama", key] = client
+        return self.clients["ollama", key]
 
     def http(self, key: str | None = "use", **options: Any) -> httpx.Client:
         """Return a plain client."""
@@ -216,3 +221,11 @@ class Rig:
         """Send the proxy a signal."""
         assert self.proxy is not None
         self.proxy.send_signal(number)
+
+
+def _reap(process: subprocess.Popen[bytes]) -> None:
+    try:
+        process.wait(10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait(5)

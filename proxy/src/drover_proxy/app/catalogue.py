@@ -39,6 +39,8 @@ class Catalogue:
     ) -> None:
         self.models: dict[str, Model] = {}
         self.read_at: float | None = None
+        self.dirty = False
+        """A management call has ended, and the list hasn't been read since."""
         self._aliases: dict[str, str] = {}
         self._log = log
         self._post = post
@@ -68,9 +70,15 @@ class Catalogue:
         for name, model in self.models.items():
             self._post(ModelKnown(name, model.info))
 
+    def doubt(self) -> None:
+        """Note that the models on disk have changed: whoever asks for one waits for the new list."""
+        self.dirty = True
+
     async def look_again(self) -> None:
         """Read the list anew after a miss, unless that was done a moment ago."""
-        if self.read_at is None or time.monotonic() - self.read_at >= MISS_SECONDS:
+        if self.dirty:
+            await self.refresh_anew()
+        elif self.read_at is None or time.monotonic() - self.read_at >= MISS_SECONDS:
             await self.refresh()
 
     async def refresh(self) -> bool:
@@ -95,10 +103,12 @@ class Catalogue:
         client = self._client()
         if client is None:
             return False
+        self.dirty = False
         try:
             listed = await client.tags()
         except OllamaError as error:
             self._log.warning("catalogue_unreadable", instance=client.name, error=error.message)
+            self.dirty = True
             return False
         found: dict[str, dict[str, Any]] = {}
         for entry in listed:

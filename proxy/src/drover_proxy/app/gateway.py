@@ -66,7 +66,7 @@ class Gateway:
         if route.kind is Kind.REFUSED:
             message = f"{route.name} acts for this host's account at ollama.com: the proxy never forwards it"
             call.fail(403, "not_offered", message)
-        elif not call.caller.may(route.scope):
+        elif route.kind is not Kind.ROOT and not call.caller.may(route.scope):
             message = f"this key has no scope {route.scope!r}, which {route.name} needs"
             call.fail(403, "scope_missing", message)
         elif route.has_body and not route.streams and _is_encoded(ex):

@@ -22,7 +22,7 @@ def infer(call: Call) -> None:
     if not call.caller.may_use(target):
         call.fail(403, "model_not_allowed", f"this key may not use the model {asked.name!r}")
         return
-    if catalogue.resolve(asked.model) is None:
+    if catalogue.dirty or catalogue.resolve(asked.model) is None:
         call.later(_after_miss(call, asked))
         return
     _admit(call, asked, target)

@@ -80,7 +80,7 @@ def show(call: Call) -> None:
     call.asked = asked
     if not call.caller.may_use(call.parts.catalogue.target(asked.model)):
         call.fail(403, "model_not_allowed", f"this key may not use the model {asked.name!r}")
-    elif call.parts.catalogue.resolve(asked.model) is None:
+    elif call.parts.catalogue.dirty or call.parts.catalogue.resolve(asked.model) is None:
         call.later(_show_after_miss(call))
     else:
         _forward_show(call)

@@ -79,6 +79,7 @@ def _forward(call: Call, asked: Asked, ticket: Hashable | None) -> None:
     call.instance = instance
 
     def look_again() -> None:
+        call.parts.catalogue.doubt()
         call.parts.spawn(_after(call, ticket))
 
     call.on_finished = look_again
@@ -92,7 +93,7 @@ def _forward(call: Call, asked: Asked, ticket: Hashable | None) -> None:
 
 
 async def _after(call: Call, ticket: Hashable | None) -> None:
-    await call.parts.catalogue.refresh_anew()
+    await call.parts.catalogue.look_again()
     if ticket is not None:
         call.parts.runtime.end_withdrawal(ticket)
 
