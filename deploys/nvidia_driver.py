@@ -17,6 +17,7 @@ from deploys.lib.gpus import UnsupportedError, choose_flavour
 from deploys.lib.stage import Context, Layer, SkipLayerError
 
 PERSISTENCED = "nvidia-persistenced"
+PERSISTENCE_MODE = "timeout 30 nvidia-smi --query-gpu=persistence_mode --format=csv,noheader"
 
 
 def preflight(ctx: Context) -> None:
@@ -63,8 +64,8 @@ def _refuse_secure_boot(ctx: Context) -> None:
     """Refuse where the kernel would reject the module: enrolling a key needs a person at the console."""
     if ctx.machine.secure_boot and not ctx.machine.mok_enrolled:
         ctx.refuse(
-            "Secure Boot is on and DKMS's key isn't enrolled, so the kernel would reject the driver. Next: on "
-            "the host, mokutil --import /var/lib/dkms/mok.pub, reboot and confirm at the console; or switch "
+            "Secure Boot is on and DKMS's key isn't enrolled, so the kernel would reject the driver. Next: "
+            "on the host, mokutil --import /var/lib/dkms/mok.pub, reboot and confirm at the console; or switch "
             "Secure Boot off"
         )
 
@@ -133,7 +134,7 @@ def configure(ctx: Context) -> None:
         dest="/etc/apt/apt.conf.d/91drover-nvidia",
         content=ctx.render("unattended-upgrades.conf.j2"),
     )
-    ctx.notes["dropin"] = operations.place(
+    operations.place(
         name="Keep the GPUs awake",
         dest=f"/etc/systemd/system/{PERSISTENCED}.service.d/10-drover.conf",
         content=ctx.render("persistenced.conf.j2"),
@@ -142,13 +143,10 @@ def configure(ctx: Context) -> None:
 
 def activate(ctx: Context) -> None:
     """Get the installed driver into the kernel, by a reboot when nothing else helps."""
-    dropin = ctx.notes["dropin"]
-    systemd.daemon_reload(name="Reload systemd's units", _if=dropin.did_change)
     operations.guarded(
-        name="Restart the persistence daemon under its new settings",
-        commands=f"systemctl restart {PERSISTENCED}.service",
-        only_if=f"systemctl is-active --quiet {PERSISTENCED}.service",
-        _if=dropin.did_change,
+        name="Reload systemd's units",
+        commands="systemctl daemon-reload",
+        unless=f'[ "$(systemctl show -P NeedDaemonReload {PERSISTENCED}.service)" = no ]',
     )
     load_driver(
         name="Load the installed driver",
@@ -162,6 +160,12 @@ def activate(ctx: Context) -> None:
         running=True,
         enabled=True,
     )
+    # The package starts the daemon before our settings lie there.
+    operations.guarded(
+        name="Restart the persistence daemon under its new settings",
+        commands=f"systemctl restart {PERSISTENCED}.service",
+        only_if=f"{PERSISTENCE_MODE} | grep -q Disabled",
+    )
 
 
 def verify(ctx: Context) -> None:
@@ -171,6 +175,12 @@ def verify(ctx: Context) -> None:
         flavour=ctx.notes["flavour"],
         gpus=len(ctx.machine.gpus),
         version=ctx.vars["nvidia_driver_version"] or ctx.vars["nvidia_driver_branch"],
+    )
+    operations.gate(
+        name="See that the GPUs stay awake",
+        probe=f"{PERSISTENCE_MODE} | grep -q Enabled && ! {PERSISTENCE_MODE} | grep -q Disabled",
+        message=f"Persistence mode is off: first uses wait for the GPU. Next: systemctl status {PERSISTENCED}",
+        timeout_seconds=10,
     )
 
 

@@ -6,8 +6,12 @@ Each layer also runs alone, as in `pyinfra -y inventories/FLEET/inventory.py dep
 changes nothing.
 """
 
-from deploys import container_toolkit, nvidia_driver
+from deploys import container_toolkit, models, monitoring, nvidia_driver, ollama, proxy
 
 # One line a layer: pyinfra tells operations of different hosts apart by the lines they come from.
 nvidia_driver.LAYER.run()
 container_toolkit.LAYER.run()
+ollama.LAYER.run()
+models.LAYER.run()
+proxy.LAYER.run()
+monitoring.LAYER.run()
