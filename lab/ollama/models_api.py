@@ -156,7 +156,7 @@ async def delete(context: Context, request: Request, answer: Answer) -> None:
     text = data.get("model") or data.get("name") or ""
     name = names.parse(text)
     if name is None:
-        raise Refused(400, f"name {quoted(text)} is invalid")
+        raise Refused(400, f"name {quoted(text)} is invalid" if text else "model is required")
     try:
         model = context.store.load(name)
         context.store.delete(name)

@@ -32,6 +32,19 @@ from lab.ollama.stateless import anthropic_error
 
 Route = Callable[[Context, Request, Answer], Awaitable[None]]
 PLAIN = "text/plain"
+_PREFLIGHT = [
+    (
+        "Access-Control-Allow-Headers",
+        "Authorization,Content-Type,User-Agent,Accept,X-Requested-With,Openai-Beta,X-Stainless-Arch,"
+        "X-Stainless-Async,X-Stainless-Custom-Poll-Interval,X-Stainless-Helper-Method,X-Stainless-Lang,"
+        "X-Stainless-Os,X-Stainless-Package-Version,X-Stainless-Poll-Helper,X-Stainless-Retry-Count,"
+        "X-Stainless-Runtime,X-Stainless-Runtime-Version,X-Stainless-Timeout",
+    ),
+    ("Access-Control-Allow-Methods", "GET,POST,PUT,PATCH,DELETE,HEAD,OPTIONS"),
+    ("Access-Control-Max-Age", "43200"),
+    ("Vary", "Access-Control-Request-Method"),
+    ("Vary", "Access-Control-Request-Headers"),
+]
 
 
 async def _hello(context: Context, request: Request, answer: Answer) -> None:
@@ -52,7 +65,22 @@ async def _status(context: Context, request: Request, answer: Answer) -> None:
 
 async def _account(context: Context, request: Request, answer: Answer) -> None:
     del context, request
-    answer.error(401, "unauthorized")
+    answer.error(503, "account unavailable")
+
+
+async def _web(context: Context, request: Request, answer: Answer) -> None:
+    del context
+    what = "web fetch" if request.path.endswith("fetch") else "web search"
+    answer.error(403, f"ollama cloud is disabled: {what} is unavailable")
+
+
+async def _transcriptions(context: Context, request: Request, answer: Answer) -> None:
+    del context
+    if "multipart/form-data" in request.headers.get("content-type", ""):
+        text = "this model does not support audio input"
+    else:
+        text = "failed to parse multipart form: request Content-Type isn't multipart/form-data"
+    answer.json(400, openai_error(400, text))
 
 
 ROUTES: dict[str, dict[str, Route]] = {
@@ -70,6 +98,9 @@ ROUTES: dict[str, dict[str, Route]] = {
     "/api/push": {"POST": pull_api.push},
     "/api/me": {"POST": _account},
     "/api/signout": {"POST": _account},
+    "/api/experimental/web_search": {"POST": _web},
+    "/api/experimental/web_fetch": {"POST": _web},
+    "/v1/audio/transcriptions": {"POST": _transcriptions},
     "/api/generate": {"POST": native.generate},
     "/api/chat": {"POST": native.chat},
     "/api/embed": {"POST": native.embed},
@@ -106,16 +137,22 @@ class Server:
         self._origins = (*settings.origins, *default_origins())
         self._checks_host = is_loopback(settings.host)
 
+    @staticmethod
+    def _is_foreign(request: Request) -> bool:
+        """Whether the page that asks came from elsewhere."""
+        origin, host = request.headers.get("origin", ""), request.headers.get("host", "")
+        return bool(origin) and origin not in {f"http://{host}", f"https://{host}"}
+
     def _origin_allowed(self, request: Request) -> bool:
         origin = request.headers.get("origin", "")
-        host = request.headers.get("host", "")
-        if not origin or origin in {f"http://{host}", f"https://{host}"}:
-            return True
-        return any(fnmatch.fnmatchcase(origin, pattern) for pattern in self._origins)
+        return not self._is_foreign(request) or any(
+            fnmatch.fnmatchcase(origin, pattern) for pattern in self._origins
+        )
 
-    def _host_allowed(self, request: Request) -> bool:
+    def _host_allowed(self, request: Request) -> tuple[bool, bool]:
+        """Whether the Host header is let in, and whether it is a name (which OPTIONS is answered to)."""
         if not self._checks_host:
-            return True
+            return True, False
         host = request.headers.get("host", "").lower()
         if host.startswith("["):
             host = host[1:].partition("]")[0]
@@ -125,31 +162,35 @@ class Server:
             address = ipaddress.ip_address(host)
         except ValueError:
             known = {"", "localhost", local_hostname().lower()}
-            return host in known or host.endswith((".localhost", ".local", ".internal"))
-        return address.is_loopback or address.is_private or address.is_unspecified
+            return host in known or host.endswith((".localhost", ".local", ".internal")), bool(host)
+        return address.is_loopback or address.is_private or address.is_unspecified, False
 
     async def handle(self, request: Request, answer: Answer) -> None:
         """Answer one request."""
         await self.ready.wait()
-        if not self._origin_allowed(request):
-            answer.whole(403)
-            return
-        if origin := request.headers.get("origin"):
-            answer.extra.append(("Access-Control-Allow-Origin", origin))
-        if not self._host_allowed(request):
-            answer.whole(403)
-            return
         if not self._path_clean(request, answer):
             return
         handlers, request.parameters = match(request.path)
-        if request.method == "OPTIONS":
-            if handlers:
-                answer.extra.append(("Allow", ", ".join(handlers)))
+        wrong_method = bool(handlers) and request.method not in handlers
+        if wrong_method:
+            answer.extra.append(("Allow", ", ".join(handlers)))
+        if not self._origin_allowed(request):
+            answer.whole(403)
+            return
+        if (origin := request.headers.get("origin")) and self._is_foreign(request):
+            answer.extra += [("Access-Control-Allow-Origin", origin), ("Vary", "Origin")]
+            if request.method == "OPTIONS":
+                answer.extra += _PREFLIGHT
+                answer.whole(204)
+                return
+        allowed, named = self._host_allowed(request)
+        if not allowed:
+            answer.whole(403)
+        elif request.method == "OPTIONS" and named:
             answer.whole(204)
         elif not handlers:
             answer.whole(404, b"404 page not found", PLAIN)
-        elif request.method not in handlers:
-            answer.extra.append(("Allow", ", ".join(handlers)))
+        elif wrong_method:
             answer.whole(405, b"405 method not allowed", PLAIN)
         else:
             await self._run(handlers[request.method], request, answer)
@@ -221,7 +262,7 @@ class Server:
         except OSError as error:
             text = (os.strerror(error.errno) if error.errno else str(error)).lower()
             raise FatalError(
-                f"mkdir {error.filename}: {text}: ensure path elements are traversable"
+                f"mkdir {self.settings.models}: {text}: ensure path elements are traversable"
             ) from error
         if not self.settings.noprune:
             removed = self.context.store.prune()

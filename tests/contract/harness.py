@@ -152,6 +152,7 @@ class Ollama:
     env: dict[str, str] = field(default_factory=dict)
     knobs: dict[str, Any] = field(default_factory=dict)
     gpu_count: int = 2
+    seeds: tuple[str, ...] = (SMALL, LARGE, EMBEDDER)
     port: int = 0
     process: subprocess.Popen[bytes] | None = None
 
@@ -206,8 +207,8 @@ class Ollama:
         self.state_file.write_text("\n".join(lines) + "\n", encoding="utf-8")
         if self.kind.name == "standin" and not (self.folder / "prefix").exists():
             lay_out(self.folder / "prefix", Path(self.kind.binary))
-        if "catalogue" in self.kind.capabilities:
-            seed(self.models, [SMALL, LARGE, EMBEDDER])
+        if "catalogue" in self.kind.capabilities and self.seeds:
+            seed(self.models, list(self.seeds))
         return self
 
     def write_knobs(self) -> None:

@@ -95,9 +95,25 @@ def test_origin(server, origin, status):
 
 
 def test_options(server):
-    """OPTIONS is answered without content."""
-    answer = server.request("OPTIONS", "/api/tags")
-    assert (answer.status, answer.body) == (204, b"")
+    """OPTIONS is answered without content where the Host is a name; to an address it is a wrong method."""
+    named = server.request("OPTIONS", "/api/tags", headers={"Host": "localhost"})
+    assert (named.status, named.body) == (204, b"")
+    assert server.request("OPTIONS", "/api/tags").status == 405
+
+
+def test_preflight(server):
+    """A browser's question from an allowed origin is answered with what it may do."""
+    answer = server.request("OPTIONS", "/api/chat", headers={"Origin": "http://localhost:3000"})
+    assert answer.status == 204
+    assert answer.headers["access-control-allow-origin"] == "http://localhost:3000"
+    assert "POST" in answer.headers["access-control-allow-methods"]
+    assert server.request("OPTIONS", "/api/chat", headers={"Origin": "http://evil.example"}).status == 403
+
+
+def test_allowed_origin_is_told(server):
+    """An answer to an allowed origin names it."""
+    answer = server.get("/api/version", headers={"Origin": "http://localhost"})
+    assert answer.headers["access-control-allow-origin"] == "http://localhost"
 
 
 def test_keep_alive_and_pipelining(server):
