@@ -164,6 +164,7 @@ def send_load(state: State, site: Site, now: float) -> None:
     state.ledger.promise(spec.key, need.shares(free), now)
     runner.spec, runner.need = spec, need
     runner.model, runner.context, runner.slots = spec.model, spec.context, spec.runner_slots
+    runner.names = {spec.model}
     runner.load_began_at = now
     runner.deadline = now + limit + LOAD_GRACE_SECONDS
     state.plans.pop(spec.key, None)
@@ -183,6 +184,7 @@ def send_load(state: State, site: Site, now: float) -> None:
 def send_unload(state: State, runner: Runner, reason: str, now: float) -> None:
     """Unload an idle runner."""
     state.move(runner, RunnerState.UNLOADING, now, reason)
+    runner.names.add(runner.model)
     state.emit(Unload(runner.key.instance, runner.model, reason))
 
 

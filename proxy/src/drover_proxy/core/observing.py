@@ -130,10 +130,10 @@ def _look_for_spill(state: State, runner: Runner, seen: RunnerSeen) -> None:
 
 
 def unload_observed(state: State, event: UnloadObserved, now: float) -> None:
-    """A runner is gone; its memory follows."""
+    """A runner is gone; its memory follows. So is one whose unload had been given up."""
     state.story.tell(now, event, model=event.model)
     runner = state.find(event.instance, event.model)
-    if runner is not None and runner.state is RunnerState.UNLOADING:
+    if runner is not None and runner.state in GONE:
         state.move(runner, RunnerState.ABSENT, now)
 
 
@@ -192,7 +192,7 @@ def run_timers(state: State, now: float) -> None:
         state.alert(
             "memory_late",
             f"GPU {uuid}: {missing} bytes that unloading {key.blob} should have freed have not come back; "
-            "another process may have taken them, or the runner is an orphan (`nvidia-smi` shows who has them)",
+            "another process may have taken them, or the runner is an orphan (see `nvidia-smi`)",
             instance=key.instance,
         )
     for blob in [blob for blob, cooldown in state.cooldowns.items() if now >= cooldown.until]:

@@ -36,7 +36,7 @@ class Runner:
 
     key: RunnerKey
     model: str
-    """The name it was loaded by, and is unloaded by."""
+    """The name it is unloaded by: the one it was loaded by, or another of the blob once that is deleted."""
     context: int
     """What it was asked to have; for an adopted one, what it has."""
     slots: int
@@ -59,6 +59,8 @@ class Runner:
     """Its model was deleted: Ollama answers 404 to an unload, and nobody can use it."""
     suspect_since: float | None = None
     """A request didn't get through: nothing more is sent until it is seen again or a moment has passed."""
+    names: set[str] = field(default_factory=set)
+    """Names that loads and unloads of it were sent under: their answers come under the same."""
     drained_for: RunnerKey | None = None
     """The plan that it drains for."""
 
@@ -235,7 +237,14 @@ class State:
             runner = self.runners.get(RunnerKey(instance, info.blob))
             if runner is not None:
                 return runner
-        return next((runner for runner in self.runners_of(instance) if runner.model == model), None)
+        return next(
+            (
+                runner
+                for runner in self.runners_of(instance)
+                if runner.model == model or model in runner.names
+            ),
+            None,
+        )
 
     def must_go(self, runner: Runner) -> bool:
         """Whether a runner is to be unloaded whoever needs its room."""
