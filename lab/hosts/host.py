@@ -105,12 +105,26 @@ class LabHost:
                 said = "ssh doesn't answer"
             if len(words) == 2 and words[0] != not_boot and words[1] in {"running", "degraded"}:
                 return words[1]
+            if not words:
+                self._refuse_if_off()
             if time.monotonic() > deadline:
                 raise LabError(
                     f"host {self.name}: not up within {timeout:.0f} s (last: {said or 'nothing'})\n"
                     f"  next: see {self.paths.log(self.name)}"
                 )
             time.sleep(0.05)
+
+    def _refuse_if_off(self) -> None:
+        """Don't wait for a host that nobody is booting."""
+        child = control.command(self.paths, "status")[self.name]
+        if child["state"] not in {"off", "failed"}:
+            return
+        console = self.paths.log(self.name).read_text(errors="replace").splitlines()[-5:]
+        raise LabError(
+            f"host {self.name}: is {child['state']} (exit code {child['exit_code']}); its last words:\n"
+            + "\n".join(f"  {line}" for line in console)
+            + f"\n  next: python -m lab start {self.name}, or python -m lab logs supervisor"
+        )
 
     def failed_units(self) -> list[str]:
         """Return the units that failed on the host."""

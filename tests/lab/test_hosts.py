@@ -103,6 +103,8 @@ def test_poweroff_inside_stays_off_until_started(pair):
     host.run("systemctl poweroff", check=False)
     eventually(lambda: pair.status()["children"][host.name]["state"] == "off", timeout=20)
     assert host.run("true", check=False, timeout=20).returncode == 255
+    with pytest.raises(LabError, match=r"pair-b: is off \(exit code 0\)[^$]*lab start pair-b"):
+        host.wait_until_up()
     host.start()
     assert host.run("echo back").stdout == "back\n"
 
@@ -282,3 +284,26 @@ def test_the_mirror_serves_the_lab_with_a_login(make_lab, tmp_path):
     eventually(lambda: host.run(ask, stdin=login, check=False).stdout == "200", timeout=10)
     lab.down()
     assert list((tmp_path / "fleet").rglob("*.yml")) == []
+
+
+def test_both_engines_reach_the_hosts_with_strict_host_keys(lab, fleet_dir, run_pyinfra, tmp_path):
+    """The fleet that `up` writes is enough for pyinfra and for Ansible; a host with another key is refused."""
+    deploy = tmp_path / "deploy.py"
+    deploy.write_text(
+        "from pyinfra.operations import server\nserver.shell(name='who', commands=['id -un'])\n"
+    )
+    done = run_pyinfra(deploy=str(deploy))
+    assert done.rc == 0, done.output
+    assert all(f"[{host.name}] Success" in done.output for host in lab.hosts)
+    ansible = [str(PROJECT / ".venv/bin/ansible"), "-i", str(fleet_dir / "hosts.yml"), "all", "-m", "command"]
+    settings = {**os.environ, "ANSIBLE_VAULT_PASSWORD_FILE": str(fleet_dir / ".vault-password")}
+    run = [*ansible, "-a", "id -un"]
+    said = subprocess.run(run, cwd=tmp_path, env=settings, capture_output=True, text=True, check=False)
+    assert said.stdout.count("CHANGED | rc=0 >>\nroot") == 3, said.stdout + said.stderr
+    known = lab.paths.known_hosts.read_text()
+    try:
+        other = known.splitlines()[1].split()[2]
+        lab.paths.known_hosts.write_text(known.replace(known.splitlines()[0].split()[2], other))
+        assert run_pyinfra("--limit", lab.hosts[0].name, deploy=str(deploy)).rc != 0
+    finally:
+        lab.paths.known_hosts.write_text(known)
