@@ -287,7 +287,7 @@ def test_the_mirror_serves_the_lab_with_a_login(make_lab, tmp_path):
 
 
 def test_both_engines_reach_the_hosts_with_strict_host_keys(lab, fleet_dir, run_pyinfra, tmp_path):
-    """The fleet that `up` writes is enough for pyinfra and for Ansible; a host with another key is refused."""
+    """The fleet that `up` writes does for pyinfra and Ansible; a host with another key is refused."""
     deploy = tmp_path / "deploy.py"
     deploy.write_text(
         "from pyinfra.operations import server\nserver.shell(name='who', commands=['id -un'])\n"
