@@ -78,7 +78,8 @@ def _pin(suffix: str, pattern: str, version: str) -> Package:
             "Conflicts": "nvidia-driver-pinning",
             "Replaces": "nvidia-driver-pinning",
         },
-        files={f"etc/apt/preferences.d/{name}": File(text.encode())},
+        # apt ignores files here whose names have any other ending.
+        files={f"etc/apt/preferences.d/{name}.pref": File(text.encode())},
     )
 
 
