@@ -53,10 +53,8 @@ class PyinfraRun:
 
 def copy_fleet(into: Path) -> Path:
     """Copy what the project ships of the lab's fleet; `lab up` writes the rest beside it."""
-    shipped = PROJECT / "inventories" / "lab"
-    (into / "group_vars/all").mkdir(parents=True)
-    for name in ("inventory.py", "group_vars/all/main.yml"):
-        shutil.copyfile(shipped / name, into / name)
+    written = ("hosts.yml", "lab.yml", "vault.yml", ".vault-password", "__pycache__")
+    shutil.copytree(PROJECT / "inventories" / "lab", into, ignore=shutil.ignore_patterns(*written))
     return into
 
 
