@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-import os.path
 from typing import Any
 
 from lab.ollama.gotext import quoted
@@ -78,7 +78,9 @@ def _complaint(error: json.JSONDecodeError, rest: str) -> str:
     elif "delimiter" in error.msg:
         where = "after object key:value pair"
     elif literal := _LITERALS.get(wrong):
-        same = len(os.path.commonprefix([rest, literal]))
+        same = sum(
+            1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(rest, literal, strict=False))
+        )
         if same == len(rest):
             return "unexpected EOF"
         wrong = rest[same]

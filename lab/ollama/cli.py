@@ -130,7 +130,8 @@ def _show(options: argparse.Namespace) -> None:
     ]
     if len(wanted) > 1:
         raise ClientError(
-            "only one of '--license', '--modelfile', '--parameters', '--system', or '--template' can be specified"
+            "only one of '--license', '--modelfile', '--parameters', '--system', or '--template' "
+            "can be specified"
         )
     answer = Client().call("POST", "/api/show", {"model": options.model, "verbose": options.verbose})
     if wanted:

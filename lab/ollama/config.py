@@ -218,12 +218,24 @@ class Settings:
         values = {
             key: variable(environ, key)
             for key in (
-                "CUDA_VISIBLE_DEVICES", "GGML_VK_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL", "HIP_VISIBLE_DEVICES",
-                "HSA_OVERRIDE_GFX_VERSION", "HTTPS_PROXY", "HTTP_PROXY", "LLAMA_ARG_FIT", "LLAMA_ARG_FIT_TARGET",
-                "NO_PROXY", "OLLAMA_EDITOR", "OLLAMA_IGPU_ENABLE", "ROCR_VISIBLE_DEVICES", "http_proxy",
-                "https_proxy", "no_proxy",
+                "CUDA_VISIBLE_DEVICES",
+                "GGML_VK_VISIBLE_DEVICES",
+                "GPU_DEVICE_ORDINAL",
+                "HIP_VISIBLE_DEVICES",
+                "HSA_OVERRIDE_GFX_VERSION",
+                "HTTPS_PROXY",
+                "HTTP_PROXY",
+                "LLAMA_ARG_FIT",
+                "LLAMA_ARG_FIT_TARGET",
+                "NO_PROXY",
+                "OLLAMA_EDITOR",
+                "OLLAMA_IGPU_ENABLE",
+                "ROCR_VISIBLE_DEVICES",
+                "http_proxy",
+                "https_proxy",
+                "no_proxy",
             )
-        }  # fmt: skip
+        }
         shown = f"[{self.host}]" if ":" in self.host else self.host
         values |= {
             "OLLAMA_CONTEXT_LENGTH": str(self.context_length),

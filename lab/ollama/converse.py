@@ -1,4 +1,4 @@
-"""From a request for an answer to the answer: find the model, get a runner, stream in the caller's dialect."""
+"""From a request to its answer: find the model, get a runner, stream in the caller's dialect."""
 
 from __future__ import annotations
 

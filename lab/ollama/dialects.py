@@ -88,6 +88,7 @@ class Generate(Dialect):
         }
 
     def piece(self, piece: Piece) -> bytes:
+        """A piece in a stream."""
         found = self._object(piece.text, done=False)
         if piece.thinking:
             found = self._with_thinking(found, piece.thinking)
@@ -104,19 +105,23 @@ class Generate(Dialect):
         )
 
     def last(self, stats: Stats) -> bytes:
+        """The end of a whole stream."""
         found = self._object("", done=True) | {"done_reason": stats.done_reason}
         return dumps(found | self._context(stats) | _numbers(stats)) + b"\n"
 
     def broken(self, message: str) -> bytes:
+        """What a stream ends with when the runner broke."""
         return dumps({"error": message}) + b"\n"
 
     def whole(self, pieces: list[Piece], stats: Stats) -> dict[str, Any]:
+        """The answer as one object."""
         found = self._object("".join(piece.text for piece in pieces), done=True)
         if thinking := "".join(piece.thinking for piece in pieces):
             found = self._with_thinking(found, thinking)
         return found | {"done_reason": stats.done_reason} | self._context(stats) | _numbers(stats)
 
     def loaded(self, reason: str) -> dict[str, Any]:
+        """The answer to a request that only loads or unloads."""
         return self._object("", done=True) | {"done_reason": reason}
 
 
@@ -142,20 +147,25 @@ class Chat(Dialect):
         return found
 
     def piece(self, piece: Piece) -> bytes:
+        """A piece in a stream."""
         return dumps(self._object(self.message([piece]), done=False)) + b"\n"
 
     def last(self, stats: Stats) -> bytes:
+        """The end of a whole stream."""
         found = self._object(self.message([]), done=True) | {"done_reason": stats.done_reason}
         return dumps(found | _numbers(stats)) + b"\n"
 
     def broken(self, message: str) -> bytes:
+        """What a stream ends with when the runner broke."""
         return dumps({"error": message}) + b"\n"
 
     def whole(self, pieces: list[Piece], stats: Stats) -> dict[str, Any]:
+        """The answer as one object."""
         found = self._object(self.message(pieces), done=True)
         return found | {"done_reason": stats.done_reason} | _numbers(stats)
 
     def loaded(self, reason: str) -> dict[str, Any]:
+        """The answer to a request that only loads or unloads."""
         return self._object(self.message([]), done=True) | {"done_reason": reason}
 
 
@@ -201,6 +211,7 @@ class OpenAi(Dialect):
         self.called = False
 
     def error(self, status: int, message: str) -> tuple[bytes, str]:
+        """Body and content type of an error before the answer's first byte."""
         return dumps(openai_error(status, message)) + b"\n", JSON
 
     def _chunk(self, choices: list[dict[str, Any]], model: str | None = None, **more: Any) -> bytes:
@@ -215,6 +226,7 @@ class OpenAi(Dialect):
         return b"data: " + dumps(found | more) + b"\n\n"
 
     def loaded(self, reason: str) -> dict[str, Any]:
+        """The answer to a request that only loads or unloads."""
         return self.whole([], Stats(reason, 0, 0, 0, 0, 0, 0))
 
 
@@ -236,9 +248,11 @@ class OpenAiChat(OpenAi):
         return delta
 
     def piece(self, piece: Piece) -> bytes:
+        """A piece in a stream."""
         return self._chunk([{"index": 0, "delta": self._delta(piece), "finish_reason": None}])
 
     def last(self, stats: Stats) -> bytes:
+        """The end of a whole stream."""
         out = b"" if self.count else self.piece(Piece())
         reason = "tool_calls" if self.called and stats.done_reason == "stop" else stats.done_reason
         out += self._chunk([{"index": 0, "delta": {}, "finish_reason": reason}])
@@ -247,10 +261,12 @@ class OpenAiChat(OpenAi):
         return out + b"data: [DONE]\n\n"
 
     def broken(self, message: str) -> bytes:
+        """What a stream ends with when the runner broke."""
         del message  # the original loses it: what comes is an empty piece of a nameless model, and no [DONE]
         return self._chunk([{"index": 0, "delta": {"content": ""}, "finish_reason": None}], model="")
 
     def whole(self, pieces: list[Piece], stats: Stats) -> dict[str, Any]:
+        """The answer as one object."""
         message = Chat.message(pieces)
         calls = message.pop("tool_calls", [])
         if thinking := message.pop("thinking", ""):
@@ -276,11 +292,13 @@ class OpenAiCompletion(OpenAi):
     prefix = "cmpl"
 
     def piece(self, piece: Piece) -> bytes:
+        """A piece in a stream."""
         more: dict[str, Any] = {"usage": {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}}
         choice = {"text": piece.text, "index": 0, "finish_reason": None}
         return self._chunk([choice], **(more if self.include_usage else {}))
 
     def last(self, stats: Stats) -> bytes:
+        """The end of a whole stream."""
         more: dict[str, Any] = {"usage": {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}}
         choice = {"text": "", "index": 0, "finish_reason": stats.done_reason}
         out = self._chunk([choice], **(more if self.include_usage else {}))
@@ -289,10 +307,12 @@ class OpenAiCompletion(OpenAi):
         return out + b"data: [DONE]\n\n"
 
     def broken(self, message: str) -> bytes:
+        """What a stream ends with when the runner broke."""
         del message
         return self._chunk([{"text": "", "index": 0, "finish_reason": None}], model="")
 
     def whole(self, pieces: list[Piece], stats: Stats) -> dict[str, Any]:
+        """The answer as one object."""
         text = "".join(piece.text for piece in pieces)
         return {
             "id": self.id,

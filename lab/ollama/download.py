@@ -193,21 +193,27 @@ class Download:
         for attempt in range(ATTEMPTS):
             try:
                 self._attempt(target, part)
-            except Cancelled:
+            except Cancelled:  # noqa: PERF203 - a try is what an attempt is
                 self._save(part)
                 raise
             except TimeoutError:
                 self.completed -= part.completed
                 part.completed = 0
-                log.info(f"{self.digest[7:19]} part {part.number} stalled; retrying. "
-                         "If this persists, press ctrl-c to exit, then 'ollama pull' to find a faster connection.",
-                         source="download.go:295")  # fmt: skip
+                log.info(
+                    f"{self.digest[7:19]} part {part.number} stalled; retrying. "
+                    "If this persists, press ctrl-c to exit, "
+                    "then 'ollama pull' to find a faster connection.",
+                    source="download.go:295",
+                )
             except (OSError, http.client.HTTPException, ProgressError) as error:
                 self._save(part)
                 wait = 2**attempt
                 text = str(error) if isinstance(error, ProgressError) else "unexpected EOF"
-                log.info(f"{self.digest[7:19]} part {part.number} attempt {attempt} failed: {text}, "
-                         f"retrying in {wait}s", source="download.go:173")  # fmt: skip
+                log.info(
+                    f"{self.digest[7:19]} part {part.number} attempt {attempt} failed: {text}, "
+                    f"retrying in {wait}s",
+                    source="download.go:173",
+                )
                 if self.cancelled.wait(wait):
                     raise Cancelled from error
             else:

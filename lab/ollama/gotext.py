@@ -37,8 +37,8 @@ def keep_alive_seconds(value: object) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float | str):
-        kind = "bool" if isinstance(value, bool) else type(value).__name__
-        raise ValueError(f"Unsupported type: '{kind}'")
+        kind = {bool: "bool", list: "[]interface {}"}.get(type(value), "map[string]interface {}")
+        raise ValueError(f"Unsupported type: '{kind}'")  # noqa: TRY004 - one kind of error for a bad value
     seconds = parse_duration(value) if isinstance(value, str) else float(value)
     return FOREVER_SECONDS if seconds < 0 else seconds
 
@@ -122,7 +122,7 @@ def human_time(unix_seconds: float, now: float, zero: str = "Never") -> str:
     return f"{words} ago" if delta >= 0 else f"{words} from now"
 
 
-def _human_duration(seconds: float) -> str:
+def _human_duration(seconds: float) -> str:  # noqa: PLR0911 - a ladder of units
     whole = int(seconds)
     if whole < 1:
         return "Less than a second"

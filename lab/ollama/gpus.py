@@ -36,7 +36,7 @@ def driver_version() -> str:
 
 
 def visible(selection: str | None) -> list[Gpu]:
-    """The GPUs that CUDA would show: the list ends at the first token that fits none; none without a driver."""
+    """The GPUs that CUDA would show; the list ends at the first token that fits none."""
     try:
         state = GpuState.load(state_path())
     except StateError:

@@ -272,8 +272,8 @@ class Connection(asyncio.Protocol):
             pass
         except BadRequest as problem:
             text = str(problem).encode()
-            head = f"HTTP/1.1 {text.decode()}\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close\r\n\r\n"
-            self.transport.write(head.encode() + text)
+            kind = b"Content-Type: text/plain; charset=utf-8\r\nConnection: close\r\n\r\n"
+            self.transport.write(b"HTTP/1.1 " + text + b"\r\n" + kind + text)
         except ConnectionError:
             pass
         self.transport.close()

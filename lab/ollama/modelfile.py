@@ -7,17 +7,42 @@ from dataclasses import dataclass, field
 from typing import Any
 
 COMMANDS = (
-    "from", "license", "template", "system", "adapter", "draft", "renderer", "parser", "parameter", "message",
+    "from",
+    "license",
+    "template",
+    "system",
+    "adapter",
+    "draft",
+    "renderer",
+    "parser",
+    "parameter",
+    "message",
     "requires",
-)  # fmt: skip
+)
 DEPRECATED = (
-    "penalize_newline", "low_vram", "f16_kv", "logits_all", "vocab_only", "use_mlock", "mirostat",
-    "mirostat_tau", "mirostat_eta",
-)  # fmt: skip
+    "penalize_newline",
+    "low_vram",
+    "f16_kv",
+    "logits_all",
+    "vocab_only",
+    "use_mlock",
+    "mirostat",
+    "mirostat_tau",
+    "mirostat_eta",
+)
 _INTEGERS = (
-    "num_keep", "seed", "num_predict", "top_k", "repeat_last_n", "num_ctx", "num_batch", "num_gpu", "main_gpu",
-    "num_thread", "draft_num_predict",
-)  # fmt: skip
+    "num_keep",
+    "seed",
+    "num_predict",
+    "top_k",
+    "repeat_last_n",
+    "num_ctx",
+    "num_batch",
+    "num_gpu",
+    "main_gpu",
+    "num_thread",
+    "draft_num_predict",
+)
 _FLOATS = (
     "top_p",
     "min_p",
@@ -27,8 +52,10 @@ _FLOATS = (
     "presence_penalty",
     "frequency_penalty",
 )
-_BAD_COMMAND = 'command must be one of "from", "license", "template", "system", "adapter", "draft", "renderer", ' \
-    '"parser", "parameter", "message", or "requires"'  # fmt: skip
+_BAD_COMMAND = (
+    'command must be one of "from", "license", "template", "system", "adapter", "draft", "renderer", '
+    '"parser", "parameter", "message", or "requires"'
+)
 _BAD_ROLE = 'message role must be one of "system", "user", or "assistant"'
 _VERSION = re.compile(r"^v?\d+(\.\d+(\.\d+)?)?(-[0-9A-Za-z.-]+)?$")
 

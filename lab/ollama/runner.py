@@ -53,7 +53,7 @@ def load(job: dict[str, object]) -> Placement:
             free = {gpu.index: gpu.free_bytes() for gpu in state.gpus if gpu.index in wanted}
             placement = place(need, free, num_gpu, target)
             if placement.gpu_layers < placement.layers and not job["silent_spill"]:
-                raise OutOfMemoryError("cudaMalloc failed: out of memory")
+                _fail("ggml_backend_cuda_buffer_type_alloc_buffer: cudaMalloc failed: out of memory")
             for gpu in state.gpus:
                 gpu.forget_the_dead()
                 if size := placement.gpu_bytes.get(gpu.index, 0):

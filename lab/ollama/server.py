@@ -35,10 +35,12 @@ PLAIN = "text/plain"
 _PREFLIGHT = [
     (
         "Access-Control-Allow-Headers",
-        "Authorization,Content-Type,User-Agent,Accept,X-Requested-With,Openai-Beta,X-Stainless-Arch,"
-        "X-Stainless-Async,X-Stainless-Custom-Poll-Interval,X-Stainless-Helper-Method,X-Stainless-Lang,"
-        "X-Stainless-Os,X-Stainless-Package-Version,X-Stainless-Poll-Helper,X-Stainless-Retry-Count,"
-        "X-Stainless-Runtime,X-Stainless-Runtime-Version,X-Stainless-Timeout",
+        (
+            "Authorization,Content-Type,User-Agent,Accept,X-Requested-With,Openai-Beta,X-Stainless-Arch,"
+            "X-Stainless-Async,X-Stainless-Custom-Poll-Interval,X-Stainless-Helper-Method,X-Stainless-Lang,"
+            "X-Stainless-Os,X-Stainless-Package-Version,X-Stainless-Poll-Helper,X-Stainless-Retry-Count,"
+            "X-Stainless-Runtime,X-Stainless-Runtime-Version,X-Stainless-Timeout"
+        ),
     ),
     ("Access-Control-Allow-Methods", "GET,POST,PUT,PATCH,DELETE,HEAD,OPTIONS"),
     ("Access-Control-Max-Age", "43200"),
@@ -236,9 +238,12 @@ class Server:
         self._prepare_store()
         try:
             listener = await loop.create_server(
-                lambda: Connection(self.handle, self.connections), self.settings.host or None, self.settings.port,
-                backlog=1024, reuse_address=True,
-            )  # fmt: skip
+                lambda: Connection(self.handle, self.connections),
+                self.settings.host or None,
+                self.settings.port,
+                backlog=1024,
+                reuse_address=True,
+            )
         except OSError as error:
             shown = f"[{self.settings.host}]" if ":" in self.settings.host else self.settings.host
             text = (os.strerror(error.errno) if error.errno else str(error)).lower()
@@ -276,19 +281,46 @@ class Server:
         await asyncio.sleep(self.context.knobs.discovery_seconds)
         gpus = self.context.scheduler.visible()
         if self.settings.cuda_visible_devices is not None:
-            log.warn("user overrode visible devices", source="runner.go:485",
-                     CUDA_VISIBLE_DEVICES=self.settings.cuda_visible_devices)  # fmt: skip
+            log.warn(
+                "user overrode visible devices",
+                source="runner.go:485",
+                CUDA_VISIBLE_DEVICES=self.settings.cuda_visible_devices,
+            )
         for position, gpu in enumerate(gpus):
-            log.info("inference compute", source="types.go:60", id=position, filter_id=gpu.filter_id, library="CUDA",
-                     compute=gpu.compute_capability, name=f"CUDA{position}", description=gpu.name,
-                     libdirs="ollama,cuda_v13", driver=driver_version(), pci_id="", type="discrete",
-                     total=gibibytes(gpu.total_bytes), available=gibibytes(gpu.free_bytes))  # fmt: skip
+            log.info(
+                "inference compute",
+                source="types.go:60",
+                id=position,
+                filter_id=gpu.filter_id,
+                library="CUDA",
+                compute=gpu.compute_capability,
+                name=f"CUDA{position}",
+                description=gpu.name,
+                libdirs="ollama,cuda_v13",
+                driver=driver_version(),
+                pci_id="",
+                type="discrete",
+                total=gibibytes(gpu.total_bytes),
+                available=gibibytes(gpu.free_bytes),
+            )
         if not gpus:
             total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
             free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
-            log.info("inference compute", source="types.go:60", id="cpu", library="cpu", compute="", name="cpu",
-                     description="cpu", libdirs="ollama", driver="", pci_id="", type="", total=gibibytes(total),
-                     available=gibibytes(free))  # fmt: skip
+            log.info(
+                "inference compute",
+                source="types.go:60",
+                id="cpu",
+                library="cpu",
+                compute="",
+                name="cpu",
+                description="cpu",
+                libdirs="ollama",
+                driver="",
+                pci_id="",
+                type="",
+                total=gibibytes(total),
+                available=gibibytes(free),
+            )
         self.context.scheduler.start()
         self.ready.set()
 

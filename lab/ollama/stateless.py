@@ -22,8 +22,14 @@ _NO_CACHE = (("Cache-Control", "no-cache"),)
 
 def anthropic_error(status: int, message: str) -> dict[str, Any]:
     """The error object of /v1/messages."""
-    kinds = {400: "invalid_request_error", 401: "authentication_error", 403: "permission_error",
-             404: "not_found_error", 429: "rate_limit_error", 503: "overloaded_error"}  # fmt: skip
+    kinds = {
+        400: "invalid_request_error",
+        401: "authentication_error",
+        403: "permission_error",
+        404: "not_found_error",
+        429: "rate_limit_error",
+        503: "overloaded_error",
+    }
     request_id = f"req_{random.getrandbits(96):024x}"
     error = {"type": kinds.get(status, "api_error"), "message": message}
     return {"type": "error", "error": error, "request_id": request_id}
@@ -49,6 +55,7 @@ class Responses(Dialect):
         self.pieces: list[Piece] = []
 
     def error(self, status: int, message: str) -> tuple[bytes, str]:
+        """Body and content type of an error before the answer's first byte."""
         return dumps(openai_error(status, message)) + b"\n", JSON
 
     def _emit(self, kind: str, **fields: Any) -> bytes:
@@ -67,23 +74,42 @@ class Responses(Dialect):
                 "output_tokens_details": {"reasoning_tokens": 0},
             }
         return {
-            "id": self.id, "object": "response", "created_at": self.created, "status": status, "error": None,
-            "incomplete_details": None, "instructions": None, "model": self.ask.model, "output": output,
-            "parallel_tool_calls": True, "previous_response_id": None, "tool_choice": "auto",
-            "tools": self.ask.tools, "text": {"format": {"type": "text"}}, "temperature": 1, "top_p": 1,
-            "truncation": "disabled", "store": False, "metadata": {}, "usage": usage,
-        }  # fmt: skip
+            "id": self.id,
+            "object": "response",
+            "created_at": self.created,
+            "status": status,
+            "error": None,
+            "incomplete_details": None,
+            "instructions": None,
+            "model": self.ask.model,
+            "output": output,
+            "parallel_tool_calls": True,
+            "previous_response_id": None,
+            "tool_choice": "auto",
+            "tools": self.ask.tools,
+            "text": {"format": {"type": "text"}},
+            "temperature": 1,
+            "top_p": 1,
+            "truncation": "disabled",
+            "store": False,
+            "metadata": {},
+            "usage": usage,
+        }
 
     def _output(self, pieces: list[Piece]) -> list[dict[str, Any]]:
         text = "".join(piece.text for piece in pieces)
         calls = openai_tool_calls([call for piece in pieces for call in piece.tool_calls])
         found: list[dict[str, Any]] = [
             {
-                "id": f"fc_{call['id']}", "type": "function_call", "status": "completed", "call_id": call["id"],
-                "name": call["function"]["name"], "arguments": call["function"]["arguments"],
+                "id": f"fc_{call['id']}",
+                "type": "function_call",
+                "status": "completed",
+                "call_id": call["id"],
+                "name": call["function"]["name"],
+                "arguments": call["function"]["arguments"],
             }
             for call in calls
-        ]  # fmt: skip
+        ]
         return found or [self._message("completed", text)]
 
     def _message(self, status: str, text: str | None) -> dict[str, Any]:
@@ -95,6 +121,7 @@ class Responses(Dialect):
         return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
 
     def opening(self) -> bytes:
+        """What a stream begins with."""
         begun = self._response("in_progress", [], None)
         where = {"item_id": self.item, "output_index": 0, "content_index": 0}
         return (
@@ -107,11 +134,13 @@ class Responses(Dialect):
         )
 
     def piece(self, piece: Piece) -> bytes:
+        """A piece in a stream."""
         self.pieces.append(piece)
         where = {"item_id": self.item, "output_index": 0, "content_index": 0}
         return self._emit("response.output_text.delta", **where, delta=piece.text, logprobs=[])
 
     def last(self, stats: Stats) -> bytes:
+        """The end of a whole stream."""
         text = "".join(piece.text for piece in self.pieces)
         where = {"item_id": self.item, "output_index": 0, "content_index": 0}
         output = self._output(self.pieces)
@@ -123,13 +152,16 @@ class Responses(Dialect):
         )
 
     def broken(self, message: str) -> bytes:
+        """What a stream ends with when the runner broke."""
         del message  # the stream just ends
         return b""
 
     def whole(self, pieces: list[Piece], stats: Stats) -> dict[str, Any]:
+        """The answer as one object."""
         return self._response("completed", self._output(pieces), stats)
 
     def loaded(self, reason: str) -> dict[str, Any]:
+        """The answer to a request that only loads or unloads."""
         return self.whole([], Stats(reason, 0, 0, 0, 0, 0, 0))
 
 
@@ -148,17 +180,24 @@ class Messages(Dialect):
         self.open = ""
 
     def error(self, status: int, message: str) -> tuple[bytes, str]:
+        """Body and content type of an error before the answer's first byte."""
         return dumps(anthropic_error(status, message)) + b"\n", JSON
 
     def _message(
         self, content: list[dict[str, Any]], reason: str | None, tokens: tuple[int, int]
     ) -> dict[str, Any]:
         return {
-            "id": self.id, "type": "message", "role": "assistant", "model": self.ask.model, "content": content,
-            "stop_reason": reason, "usage": {"input_tokens": tokens[0], "output_tokens": tokens[1]},
-        }  # fmt: skip
+            "id": self.id,
+            "type": "message",
+            "role": "assistant",
+            "model": self.ask.model,
+            "content": content,
+            "stop_reason": reason,
+            "usage": {"input_tokens": tokens[0], "output_tokens": tokens[1]},
+        }
 
     def opening(self) -> bytes:
+        """What a stream begins with."""
         guess = max(1, len(self.ask.prompt) // 4)
         return _event({"type": "message_start", "message": self._message([], None, (guess, 0))})
 
@@ -180,6 +219,7 @@ class Messages(Dialect):
         return _event({"type": "content_block_delta", "index": self.count, "delta": delta})
 
     def piece(self, piece: Piece) -> bytes:
+        """A piece in a stream."""
         out = b""
         if piece.thinking:
             out += self._block("thinking", {"type": "thinking", "thinking": ""})
@@ -200,16 +240,19 @@ class Messages(Dialect):
         return "tool_use" if self.called else "max_tokens" if stats.done_reason == "length" else "end_turn"
 
     def last(self, stats: Stats) -> bytes:
+        """The end of a whole stream."""
         usage = {"input_tokens": stats.prompt_tokens, "output_tokens": stats.tokens}
         delta = {"stop_reason": self._reason(stats)}
         out = self._stop() + _event({"type": "message_delta", "delta": delta, "usage": usage})
         return out + _event({"type": "message_stop"})
 
     def broken(self, message: str) -> bytes:
+        """What a stream ends with when the runner broke."""
         del message  # the stream just ends
         return b""
 
     def whole(self, pieces: list[Piece], stats: Stats) -> dict[str, Any]:
+        """The answer as one object."""
         message = Chat.message(pieces)
         content: list[dict[str, Any]] = []
         if "thinking" in message:
@@ -230,6 +273,7 @@ class Messages(Dialect):
         return self._message(content, self._reason(stats), (stats.prompt_tokens, stats.tokens))
 
     def loaded(self, reason: str) -> dict[str, Any]:
+        """The answer to a request that only loads or unloads."""
         return self.whole([], Stats(reason, 0, 0, 0, 0, 0, 0))
 
 
@@ -266,8 +310,13 @@ async def responses(context: Context, request: Request, answer: Answer) -> None:
     if data.get("max_output_tokens") is not None:
         options["num_predict"] = data["max_output_tokens"]
     prompt = _input_text(data.get("input"))
-    ask = Ask(name, prompt, options, stream=bool(data.get("stream")),
-              tools=_functions(data.get("tools") or [], "parameters"))  # fmt: skip
+    ask = Ask(
+        name,
+        prompt,
+        options,
+        stream=bool(data.get("stream")),
+        tools=_functions(data.get("tools") or [], "parameters"),
+    )
     missing = (404, f"model '{name}' not found") if name else (400, "model is required")
     await chat_with(context, request, answer, (ask, missing, thinking(data), Responses(ask)))
 
@@ -286,7 +335,10 @@ async def messages(context: Context, request: Request, answer: Answer) -> None:
     if isinstance(data.get("thinking"), dict):
         think = data["thinking"].get("type") == "enabled" or None
     ask = Ask(
-        name, messages_text(data["messages"]), {"num_predict": int(data["max_tokens"])},
-        stream=bool(data.get("stream")), tools=_functions(data.get("tools") or [], "input_schema"),
-    )  # fmt: skip
+        name,
+        messages_text(data["messages"]),
+        {"num_predict": int(data["max_tokens"])},
+        stream=bool(data.get("stream")),
+        tools=_functions(data.get("tools") or [], "input_schema"),
+    )
     await chat_with(context, request, answer, (ask, (404, f"model '{name}' not found"), think, Messages(ask)))

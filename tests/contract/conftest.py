@@ -27,10 +27,12 @@ REASONS = {
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    """Make the marker `needs` known."""
     config.addinivalue_line("markers", "needs(*capabilities): what the server must be able to do")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what this server can't show."""
     here = Path(__file__).parent
     kept, dropped = [], []
     for item in items:
@@ -50,10 +52,12 @@ _DROPPED = pytest.StashKey[list[str]]()
 
 
 def pytest_report_header(config: pytest.Config) -> str:
+    """Say which server is tested."""
     return f"contract: tested against {KIND.name} {KIND.binary or KIND.url}"
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Say why tests were left out."""
     for line in config.stash.get(_DROPPED, []):
         terminalreporter.write_line(f"not for this server ({KIND.name}): {line}")
 

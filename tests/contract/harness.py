@@ -6,6 +6,7 @@ Which one: the simulated one; the binary that OLLAMA_BIN names (0.30 and later o
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import http.client
 import json
@@ -99,8 +100,8 @@ class Background(threading.Thread):
         self.began_at = time.monotonic()
         self._socket = socket.create_connection(("127.0.0.1", port))
         raw = json.dumps(body).encode()
-        head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(raw)}\r\nConnection: close\r\n\r\n"
-        self._socket.sendall(head.encode() + raw)
+        head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(raw)}\r\n"
+        self._socket.sendall(head.encode() + b"Connection: close\r\n\r\n" + raw)
         self.start()
 
     def run(self) -> None:
@@ -120,10 +121,8 @@ class Background(threading.Thread):
 
     def cut(self) -> None:
         """Leave."""
-        try:
+        with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass
         self._socket.close()
 
     @property
@@ -270,10 +269,8 @@ class Ollama:
     def kill_runners(self) -> None:
         """End what a killed server left."""
         for pid in self.runners():
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
 
     def log(self) -> str:
         """Everything that it has logged."""
@@ -368,9 +365,15 @@ class Ollama:
     def command(self, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
         """Run its command line."""
         return subprocess.run(
-            [*self.program, *arguments], env=self.environment(), input=stdin, capture_output=True, text=True,
-            timeout=60, cwd=ROOT, check=False,
-        )  # fmt: skip
+            [*self.program, *arguments],
+            env=self.environment(),
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            cwd=ROOT,
+            check=False,
+        )
 
 
 def attach(url: str, folder: Path, kind: Kind) -> Ollama:

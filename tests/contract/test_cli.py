@@ -99,13 +99,15 @@ def test_create(server, model, tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "error"),
-    [("FROM {model}\nPARAMETER num_ctx abc\n", "invalid int value [abc]"),
-     ("FROM {model}\nPARAMETER bogus 1\n", "unknown parameter 'bogus'"),
-     ("PARAMETER num_ctx 1\n", "no FROM line"),
-     ("FROM {model}\nNONSENSE x\n", "(line 2): command must be one of"),
-     ("FROM {model}\nMESSAGE robot hi\n", "message role must be one of"),
-     ("FROM {model}\nSYSTEM \"\"\"open\n", "unexpected EOF")],
-)  # fmt: skip
+    [
+        ("FROM {model}\nPARAMETER num_ctx abc\n", "invalid int value [abc]"),
+        ("FROM {model}\nPARAMETER bogus 1\n", "unknown parameter 'bogus'"),
+        ("PARAMETER num_ctx 1\n", "no FROM line"),
+        ("FROM {model}\nNONSENSE x\n", "(line 2): command must be one of"),
+        ("FROM {model}\nMESSAGE robot hi\n", "message role must be one of"),
+        ('FROM {model}\nSYSTEM """open\n', "unexpected EOF"),
+    ],
+)
 def test_bad_modelfile(server, model, tmp_path, text, error):
     """A Modelfile that can't be read is refused by the client."""
     file = tmp_path / "Modelfile"
@@ -134,9 +136,13 @@ def test_run(server, model):
 
 @pytest.mark.parametrize(
     ("arguments", "error"),
-    [(("frobnicate",), 'unknown command "frobnicate" for "ollama"'), (("pull",), "accepts 1 arg(s), received 0"),
-     (("rm",), "requires at least 1 arg(s), only received 0"), (("cp", "x"), "accepts 2 arg(s), received 1")],
-)  # fmt: skip
+    [
+        (("frobnicate",), 'unknown command "frobnicate" for "ollama"'),
+        (("pull",), "accepts 1 arg(s), received 0"),
+        (("rm",), "requires at least 1 arg(s), only received 0"),
+        (("cp", "x"), "accepts 2 arg(s), received 1"),
+    ],
+)
 def test_usage(server, arguments, error):
     """Wrong use ends with 1."""
     done = server.command(*arguments)

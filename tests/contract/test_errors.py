@@ -4,8 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-NATIVE = ["/api/generate", "/api/chat", "/api/embed", "/api/embeddings", "/api/show", "/api/create", "/api/pull",
-          "/api/copy"]  # fmt: skip
+NATIVE = [
+    "/api/generate",
+    "/api/chat",
+    "/api/embed",
+    "/api/embeddings",
+    "/api/show",
+    "/api/create",
+    "/api/pull",
+    "/api/copy",
+]
 CHAT = {"messages": [{"role": "user", "content": "hi"}]}
 
 
@@ -33,14 +41,24 @@ def test_empty_body_v1(server, path):
         (b'{"model":', "unexpected EOF"),
         (b"nonsense", "invalid character 'o' in literal null (expecting 'u')"),
         (b"?", "invalid character '?' looking for beginning of value"),
-        (b'{"model": 1}', "json: cannot unmarshal number into Go struct field GenerateRequest.model of type string"),
-        (b'{"model": "x", "stream": "no"}',
-         "json: cannot unmarshal string into Go struct field GenerateRequest.stream of type bool"),
-        (b'{"model": "x", "options": 3}',
-         "json: cannot unmarshal number into Go struct field GenerateRequest.options of type map[string]interface {}"),
+        (
+            b'{"model": 1}',
+            "json: cannot unmarshal number into Go struct field GenerateRequest.model of type string",
+        ),
+        (
+            b'{"model": "x", "stream": "no"}',
+            "json: cannot unmarshal string into Go struct field GenerateRequest.stream of type bool",
+        ),
+        (
+            b'{"model": "x", "options": 3}',
+            (
+                "json: cannot unmarshal number into Go struct field GenerateRequest.options of type "
+                "map[string]interface {}"
+            ),
+        ),
         (b"[]", "json: cannot unmarshal array into Go value of type api.GenerateRequest"),
     ],
-)  # fmt: skip
+)
 def test_bad_json(server, body, text):
     """What isn't the right JSON is refused in Go's words."""
     answer = server.post("/api/generate", body)
@@ -101,9 +119,11 @@ def test_empty_messages_v1(server, model):
 
 @pytest.mark.parametrize(
     ("body", "text"),
-    [({"messages": CHAT["messages"]}, "max_tokens is required and must be positive"),
-     ({"max_tokens": 5}, "messages is required")],
-)  # fmt: skip
+    [
+        ({"messages": CHAT["messages"]}, "max_tokens is required and must be positive"),
+        ({"max_tokens": 5}, "messages is required"),
+    ],
+)
 def test_anthropic_requirements(server, model, body, text):
     """Anthropic's route insists on max_tokens and messages."""
     answer = server.post("/v1/messages", {"model": model, **body})
@@ -186,14 +206,21 @@ def test_cloud_is_disabled(server):
 
 
 def test_raw_with_system(server, model):
-    """raw excludes template, system and context."""
+    """A raw prompt excludes template, system and context."""
     answer = server.generate(model, "x", raw=True, system="y")
     assert (answer.status, answer.json) == (
-        400, {"error": "raw mode does not support template, system, or context"})  # fmt: skip
+        400,
+        {"error": "raw mode does not support template, system, or context"},
+    )
 
 
 def test_unknown_role_and_fields(server, model):
     """Unknown roles and fields are accepted."""
-    body = {"model": model, "messages": [{"role": "bogus", "content": "x"}], "surprise": 1, "stream": False,
-            "options": {"num_predict": 2}}  # fmt: skip
+    body = {
+        "model": model,
+        "messages": [{"role": "bogus", "content": "x"}],
+        "surprise": 1,
+        "stream": False,
+        "options": {"num_predict": 2},
+    }
     assert server.post("/api/chat", body).status == 200

@@ -51,7 +51,9 @@ def test_ps_entry(server, model):
     """An entry has the manifest's digest, the details of the model and the context of a slot."""
     server.generate(model, options={"num_ctx": 2048})
     (entry,) = server.ps()
-    tag = next(tag for tag in server.get("/api/tags").json["models"] if tag["name"].startswith(model))
+    tag = next(
+        tag for tag in server.get("/api/tags").json["models"] if tag["name"] in {model, f"{model}:latest"}
+    )
     assert {"name", "model", "size", "digest", "details", "expires_at", "size_vram", "context_length"} <= set(
         entry
     )

@@ -80,7 +80,7 @@ def test_pull(server):
         assert steps[-3:] == ["verifying sha256 digest", "writing manifest", "success"]
         whole = [line for line in answer.lines if line.get("digest") == BLOB.digest][-1]
         assert whole["status"] == f"pulling {BLOB.digest[7:19]}"
-        assert whole["total"] == whole["completed"] == SIZE
+        assert whole["completed"] <= whole["total"] == SIZE
         manifest, _ = catalogue.package("nomic-embed-text:latest")
         tag = next(tag for tag in server.get("/api/tags").json["models"] if tag["name"].startswith(name))
         assert tag["digest"] == hashlib.sha256(manifest).hexdigest()

@@ -22,8 +22,14 @@ def test_generate_stream(server, model):
     assert last["done_reason"] in {"length", "stop"}
     assert last["response"] == ""
     assert last["eval_count"] <= 5
-    assert {"context", "total_duration", "load_duration", "prompt_eval_count", "eval_count",
-            "eval_duration"} <= set(last)  # fmt: skip
+    assert {
+        "context",
+        "total_duration",
+        "load_duration",
+        "prompt_eval_count",
+        "eval_count",
+        "eval_duration",
+    } <= set(last)
     assert last["total_duration"] > last["eval_duration"] > 0
     assert last["created_at"].endswith("Z")
 
@@ -91,8 +97,13 @@ def test_v1_chat_whole(server, model):
 
 def test_v1_chat_stream(server, model):
     """OpenAI's stream: chunks with one id, a finish reason, usage when asked for, and [DONE]."""
-    body = {"model": model, "messages": MESSAGES, "max_tokens": 5, "stream": True,
-            "stream_options": {"include_usage": True}}  # fmt: skip
+    body = {
+        "model": model,
+        "messages": MESSAGES,
+        "max_tokens": 5,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
     answer = server.post("/v1/chat/completions", body)
     assert answer.headers["content-type"] == "text/event-stream"
     *chunks, done = [data for _, data in answer.events]
@@ -142,10 +153,18 @@ def test_v1_responses(server, model):
     assert answer.headers["cache-control"] == "no-cache"
     events = answer.events
     kinds = [kind for kind, _ in events]
-    assert kinds[:4] == ["response.created", "response.in_progress", "response.output_item.added",
-                         "response.content_part.added"]  # fmt: skip
-    assert kinds[-4:] == ["response.output_text.done", "response.content_part.done", "response.output_item.done",
-                          "response.completed"]  # fmt: skip
+    assert kinds[:4] == [
+        "response.created",
+        "response.in_progress",
+        "response.output_item.added",
+        "response.content_part.added",
+    ]
+    assert kinds[-4:] == [
+        "response.output_text.done",
+        "response.content_part.done",
+        "response.output_item.done",
+        "response.completed",
+    ]
     assert set(kinds[4:-4]) == {"response.output_text.delta"}
     assert [data["sequence_number"] for _, data in events] == list(range(len(events)))
 

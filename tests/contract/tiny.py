@@ -8,11 +8,14 @@ import struct
 from lab.ollama import gguf
 from lab.ollama.gguf import Tensor, Value
 
-EMBEDDING, FEED_FORWARD, LAYERS, HEADS, VOCABULARY = 64, 128, 2, 4, 260
+EMBEDDING, FEED_FORWARD, LAYERS, HEADS, WORDS = 64, 128, 2, 4, 32
+SPECIAL = 259  # unknown, begin, end, and a token for each byte
+VOCABULARY = SPECIAL + 1 + WORDS
 
 
 def _keys() -> dict[str, Value]:
     tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "\u2581"]
+    tokens += [f"\u2581word{number}" for number in range(WORDS)]
     return {
         "general.architecture": "llama",
         "general.name": "tiny",
@@ -30,7 +33,7 @@ def _keys() -> dict[str, Value]:
         "tokenizer.ggml.pre": "default",
         "tokenizer.ggml.tokens": list(tokens),
         "tokenizer.ggml.scores": [0.0] * VOCABULARY,
-        "tokenizer.ggml.token_type": [2, 3, 3, *([6] * 256), 1],
+        "tokenizer.ggml.token_type": [2, 3, 3, *([6] * 256), *([1] * (WORDS + 1))],
         "tokenizer.ggml.bos_token_id": 1,
         "tokenizer.ggml.eos_token_id": 2,
         "tokenizer.ggml.unknown_token_id": 0,
@@ -62,6 +65,9 @@ def tiny_gguf(seed: int = 7) -> bytes:
     for tensor in tensors:
         norm = "norm" in tensor.name
         values = [1.0 if norm else dice.uniform(-0.2, 0.2) for _ in range(tensor.elements)]
+        if tensor.name == "output.weight":  # words only: neither the end nor half a character comes out
+            first = (SPECIAL + 1) * EMBEDDING
+            values = [0.0] * first + [20 * value for value in values[first:]]
         out += struct.pack(f"<{len(values)}f", *values)
         out += b"\0" * (-len(out) % gguf.ALIGNMENT)
     return bytes(out)
