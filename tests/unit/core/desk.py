@@ -133,7 +133,7 @@ class Desk:
 
     def ready(self, name: str, instance: str = "g0", *, gib: float = 8.0, **free: float) -> None:
         """Bring a model in, idle; `free` is what NVML shows afterwards."""
-        self.arrive(f"bring {name}", name)
+        self.arrive(f"bring {name}", name, needs=e.Needs.EMBED)
         self.loaded(name, instance, gib=gib)
         self.send(e.RequestFinished(f"bring {name}"))
         assert self.state_of(name, instance) == "ready"

@@ -349,6 +349,13 @@ class World(RuleBasedStateMachine):
         key = data.draw(st.sampled_from(sorted(self.running)))
         del self.running[key]
         self.dead.add(key)
+        self.orphan(key)
+
+    def orphan(self, key: tuple[str, str]) -> None:
+        """The runner of these requests is gone: they hold no slot of a later one."""
+        for request, where in self.forwarded.items():
+            if where == key:
+                self.forwarded[request] = ("gone", key[1])
 
     @rule(instance=st.sampled_from([i.name for i in INSTANCES]), late=st.booleans())
     def crash(self, instance: str, late: bool) -> None:
@@ -357,6 +364,8 @@ class World(RuleBasedStateMachine):
         self.up.discard(instance)
         self.loading.pop(instance, None)
         self.unloading = [key for key in self.unloading if key[0] != instance]
+        for key in {where for where in self.forwarded.values() if where[0] == instance}:
+            self.orphan(key)
         for key in [key for key in self.running if key[0] == instance]:
             process = self.running.pop(key)
             for uuid, amount in process.taken.items():

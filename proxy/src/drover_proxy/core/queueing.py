@@ -158,7 +158,8 @@ def finish(state: State, event: RequestFinished, now: float) -> None:
     if request is None:
         return
     model, forwarded_at = request.model, request.forwarded_at
-    state.turn(request, RequestState.DONE, now, f"finished: {event.outcome.value}")
+    state.story.tell(now, event.outcome, request=request.id, model=model)
+    state.turn(request, RequestState.DONE, now)
     if event.outcome is Outcome.OK:
         timing = state.service_seconds.setdefault(model, Timing(now - forwarded_at))
         timing.add(now - forwarded_at)

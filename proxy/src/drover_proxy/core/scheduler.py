@@ -22,7 +22,6 @@ from drover_proxy.core.config import CoreConfig
 from drover_proxy.core.snapshot import snapshot
 from drover_proxy.core.state import State
 from drover_proxy.core.story import Entry
-from drover_proxy.core.transitions import RunnerState
 from drover_proxy.core.validate import validate
 
 Handler = Callable[[State, Any, float], None]
@@ -60,6 +59,9 @@ HANDLERS: dict[type[object], Handler] = {
 }
 
 
+OF_REQUESTS = frozenset({events.RequestArrived, events.RequestFinished, events.RequestCancelled})
+
+
 class Scheduler:
     """Decides what is loaded, what is evicted, who waits and where a request runs."""
 
@@ -90,15 +92,13 @@ class Scheduler:
 
     def _at_rest(self, event: events.Event) -> bool:
         """Whether nothing can follow from an event: the usual case of a request to a ready runner."""
-        if isinstance(event, events.HeadersSent):
+        kind = type(event)
+        if kind is events.HeadersSent:
             return True
-        if not isinstance(event, events.RequestArrived | events.RequestFinished | events.RequestCancelled):
+        if kind not in OF_REQUESTS:
             return False
         state = self.state
-        return not (state.waiting or state.plans or state.draining or self._someone_goes())
-
-    def _someone_goes(self) -> bool:
-        return any(runner.state is RunnerState.DRAINING for runner in self.state.runners.values())
+        return not (state.waiting or state.plans or state.draining or state.leaving)
 
     def _settle(self, now: float) -> None:
         state = self.state

@@ -147,6 +147,7 @@ class State:
         self.story = Story()
         self.runners: dict[RunnerKey, Runner] = {}
         self.by_blob: dict[str, dict[str, Runner]] = {}
+        self.leaving: set[RunnerKey] = set()
         self.requests: dict[RequestId, Request] = {}
         self.waiting: dict[str, dict[RequestId, Request]] = {}
         self.waiting_count = 0
@@ -197,7 +198,10 @@ class State:
         runner.changed_at = now
         runner.deadline = runner.drained_for = None
         key = runner.key
-        if after is RunnerState.UNLOADING:
+        self.leaving.discard(key)
+        if after is RunnerState.DRAINING:
+            self.leaving.add(key)
+        elif after is RunnerState.UNLOADING:
             runner.deadline = now + self.config.loads.unload_timeout_seconds
             self.ledger.expect(key)
         elif after is RunnerState.READY:
@@ -281,7 +285,7 @@ class State:
         if (before, after) not in REQUEST_TRANSITIONS:
             story = self.story.of(request=request.id, model=request.model)
             check(REQUEST_TRANSITIONS, f"request {request.id}", before, after, story)
-        self.story.tell(now, why or after.value, request=request.id, model=request.model)
+        self.story.tell(now, why or after, request=request.id, model=request.model)
         request.state = after
         if after is RequestState.ANSWERING:
             return

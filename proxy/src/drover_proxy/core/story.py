@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Hashable
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import NamedTuple
 
 KEPT = 4000
@@ -23,7 +24,11 @@ class Entry(NamedTuple):
 
     def __str__(self) -> str:
         who = " ".join(str(part) for part in (self.request, self.model) if part is not None)
-        return f"{self.now:.3f} {who}: {self.what}"
+        what = self.what.value if isinstance(self.what, Enum) else self.what
+        return f"{self.now:.3f} {who}: {what}"
+
+
+_entry = Entry._make  # twice as fast as calling the class
 
 
 @dataclass(slots=True)
@@ -36,7 +41,7 @@ class Story:
         self, now: float, what: object, *, request: Hashable | None = None, model: str | None = None
     ) -> None:
         """Add an entry."""
-        self.entries.append(Entry(now, request, model, what))
+        self.entries.append(_entry((now, request, model, what)))
 
     def of(self, *, request: Hashable | None = None, model: str | None = None) -> tuple[Entry, ...]:
         """Return the entries that name the request or the model, oldest first."""

@@ -21,6 +21,8 @@ class RunnerState(str, Enum):
     UNLOADING = "unloading"
     FAILED = "failed"
 
+    __hash__ = str.__hash__  # Enum's own is written in Python, and every transition is looked up
+
 
 class RequestState(str, Enum):
     """What a request is in; the last three end it."""
@@ -31,6 +33,8 @@ class RequestState(str, Enum):
     DONE = "done"
     REJECTED = "rejected"
     CANCELLED = "cancelled"
+
+    __hash__ = str.__hash__
 
 
 S = TypeVar("S", RunnerState, RequestState)

@@ -83,6 +83,9 @@ def _runners(state: State) -> Iterator[str]:
         yield "runners and their index by blob differ"
     if any(not siblings for siblings in state.by_blob.values()):
         yield "an empty index of a blob is kept"
+    draining = {key for key, runner in state.runners.items() if runner.state is RunnerState.DRAINING}
+    if state.leaving != draining:
+        yield f"{sorted(draining)} drain, but {sorted(state.leaving)} are listed"
     for key, runner in state.runners.items():
         name = f"{runner.model} in {key.instance}"
         if len(runner.active) > runner.slots:
