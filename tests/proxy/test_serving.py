@@ -23,8 +23,9 @@ HELLO = [{"role": "user", "content": "Say hello."}]
 def test_a_herd_shares_one_load(make_rig):
     """Thirty requests for a cold model cause one load, and all are answered."""
     rig = make_rig(slots=4).start()
+    client = rig.ollama()
     with concurrent.futures.ThreadPoolExecutor(30) as pool:
-        answers = list(pool.map(lambda _: rig.ollama().generate(SMALL, "One").response, range(30)))
+        answers = list(pool.map(lambda _: client.generate(SMALL, "One").response, range(30)))
 
     assert all(answers)
     assert len(rig.lines("load_started")) == 1
@@ -58,15 +59,16 @@ def test_late_memory_is_waited_for(make_rig):
 
 def test_a_full_queue_is_said_so(make_rig):
     """Beyond max_waiting a request gets 503 with Retry-After, in the words of its dialect."""
-    rig = make_rig(extra={"queue": {"max_waiting": 2}}, knobs={"answer_tokens": 400}).start()
-    rig.ollama().generate(SMALL)
+    rig = make_rig(extra={"queue": {"max_waiting": 2}}, knobs={"answer_tokens": 600}).start()
+    native_client, openai_client = rig.ollama(), rig.openai()
+    native_client.generate(SMALL)
     with concurrent.futures.ThreadPoolExecutor(5) as pool:
-        busy = [pool.submit(rig.ollama().generate, SMALL, "One") for _ in range(3)]
+        busy = [pool.submit(native_client.generate, SMALL, "One") for _ in range(3)]
         eventually(lambda: rig.core()["waiting"] == 2, timeout=10)
         with rig.http() as http:
             native = http.post("/api/generate", json={"model": SMALL, "prompt": "One"})
         with pytest.raises(openai.InternalServerError) as refused:
-            rig.openai().chat.completions.create(model=SMALL, messages=HELLO)
+            openai_client.chat.completions.create(model=SMALL, messages=HELLO)
         assert all(future.result().response for future in busy)
 
     assert native.status_code == 503
