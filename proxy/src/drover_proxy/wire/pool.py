@@ -143,4 +143,4 @@ class Pool:
             if connection.transport.is_closing():
                 relay.failed(UpstreamFault.DIAL, f"{upstream.name} closed the connection at once")
             else:
-                relay.connected(connection)
+                relay.dialed(connection)

@@ -122,6 +122,13 @@ class Relay:
             self.exchange.move(Event.FORWARD)
             self._dialing = self._upstream.pool.dial(self, self._limits.connect_timeout)
 
+    def dialed(self, connection: UpstreamConnection) -> None:
+        """Take the connection that was dialled for, unless the request has ended in this very turn of the loop."""
+        if self.exchange.relay is self:
+            self.connected(connection)
+        else:
+            connection.close()
+
     def connected(self, connection: UpstreamConnection) -> None:
         """Send the request over this connection."""
         exchange = self.exchange
@@ -241,6 +248,8 @@ class Relay:
     def failed(self, fault: UpstreamFault, why: str) -> None:
         """No answer: let the exchange decide."""
         self.connection = self._dialing = None
+        if self.exchange.relay is not self:
+            return  # it has ended in this very turn of the loop
         retryable = fault in UNTOUCHED and not self._upload_began
         self.exchange.failed(UpstreamError(fault, why, retryable=retryable))
 
