@@ -71,9 +71,11 @@ class Key:
     section: Mapping[str, Key] | None = None
 
 
-def nearest(word: str, names: list[str]) -> str:
-    """Suggest a name for a mistyped one, as an ending for a message."""
+def nearest(word: str, names: list[str], *, listed: bool = False) -> str:
+    """Suggest a name for a mistyped one, as an ending for a message; `listed`: it names them all already."""
     close = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
+    if listed and not close:
+        return ""
     return f"; did you mean {close[0]!r}?" if close else f"; known here: {', '.join(sorted(names))}"
 
 
@@ -197,7 +199,9 @@ def choice(*names: str) -> ReadValue:
         raw = _scalar(node, path, report, ("str",), f"one of {', '.join(names)}")
         if raw is not None and raw not in names:
             report.add(
-                path, f"expected one of {', '.join(names)}, found {raw!r}{nearest(raw, list(names))}", node
+                path,
+                f"expected one of {', '.join(names)}, found {raw!r}{nearest(raw, list(names), listed=True)}",
+                node,
             )
             return None
         return raw

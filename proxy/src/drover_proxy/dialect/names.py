@@ -45,7 +45,7 @@ def _split(name: str) -> tuple[str, str, str, str]:
     text = name[: -len(LOCAL)] if name.casefold().endswith(LOCAL) else name
     head, _, last = text.rpartition("/")
     model, colon, tag = last.partition(":")
-    parts = head.split("/") if head else []
+    parts = head.split("/") if "/" in text else []
     host = parts[0].casefold() if len(parts) == 2 else DEFAULT_HOST
     namespace = parts[-1] if parts else DEFAULT_NAMESPACE
     if namespace.casefold() == DEFAULT_NAMESPACE:
