@@ -181,7 +181,7 @@ class Scheduler:
         )
 
     async def _needs_reload(self, runner: Runner, model: Stored, wanted: Wanted) -> bool:
-        if not await self._ping(runner):
+        if runner.unloading or not await self._ping(runner):
             return True
         if not self.knobs.habits.reload:
             return False
@@ -246,7 +246,9 @@ class Scheduler:
                             await self._evict(other)
                         continue
                 victim = self._victim()
-            if victim is not None:
+            if victim is None:
+                await asyncio.sleep(0.01)  # all are on their way out
+            else:
                 await self._evict(victim)
 
     def _victim(self) -> Runner | None:

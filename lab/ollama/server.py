@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import fnmatch
 import ipaddress
 import os
@@ -333,7 +332,12 @@ def main() -> int:
     log.set_debug(settings.debug)
     log.info("server config", source="routes.go:1931", env=settings.as_map(environ))
     log.info(f"Ollama cloud disabled: {str(settings.no_cloud).lower()}", source="routes.go:1933")
-    with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(Server(settings, knobs).serve())
-    sys.stderr.flush()
+    asyncio.run(_until_stopped(Server(settings, knobs)))
     return 0
+
+
+async def _until_stopped(server: Server) -> None:
+    await server.serve()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # at once: a download's thread would hold it up for as long as its connection is silent
