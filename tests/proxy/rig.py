@@ -20,6 +20,7 @@ from drover_proxy.guard.keys import hash_of
 
 from lab.gpu.state import Gpu, GpuState
 from lab.ollama.seed import seed
+from lab.standin.install import lay_out
 from tests.support import eventually, free_port
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -108,6 +109,16 @@ class Rig:
             "PYTHONUNBUFFERED": "1",
         }
 
+    def ollama_program(self) -> list[str]:
+        """Return how Ollama is called: simulated, or the real one of OLLAMA_BIN over the stand-in runner."""
+        binary = os.environ.get("OLLAMA_BIN")
+        if not binary:
+            return [sys.executable, "-m", "lab.ollama"]
+        prefix = self.folder / "prefix"
+        if not prefix.exists():
+            lay_out(prefix, Path(binary))
+        return [str(prefix / "bin" / "ollama")]
+
     def start_instance(self, index: int) -> subprocess.Popen[bytes]:
         """Start one simulated Ollama."""
         environment = self.base_environment() | {
@@ -120,8 +131,7 @@ class Rig:
             "CUDA_VISIBLE_DEVICES": f"GPU-{index}",
             **self.environment,
         }
-        binary = os.environ.get("OLLAMA_BIN")
-        command = [binary, "serve"] if binary else [sys.executable, "-m", "lab.ollama", "serve"]
+        command = [*self.ollama_program(), "serve"]
         with (self.folder / f"ollama{index}.log").open("ab") as log:
             process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=PROJECT)
         self.processes.append(process)

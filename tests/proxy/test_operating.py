@@ -193,7 +193,10 @@ def test_a_missing_driver_doesnt_stop_it(make_rig):
         assert (refused.status_code, refused.headers["x-drover-error"]) == (503, "starting")
         assert "error 9" in rig.admin("/readyz").json()["gpus"]
         rig.state.write_text(good)
-        eventually(lambda: rig.admin("/readyz").status_code == 200)
+        rig.processes[0].terminate()  # an Ollama that began without GPUs stays on the CPU
+        rig.processes[0].wait(10)
+        rig.start_instance(0)
+        eventually(lambda: rig.admin("/readyz").status_code == 200, timeout=20)
         assert http.post("/api/generate", json={"model": SMALL, "prompt": "One"}).status_code == 200
 
 

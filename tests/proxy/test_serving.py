@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import hashlib
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ import ollama
 import openai
 import pytest
 
+from tests.contract.tiny import tiny_gguf
 from tests.proxy.rig import EMBED, GIB, MIDDLE, OTHER, SMALL
 from tests.support import eventually
 
@@ -130,6 +132,7 @@ def test_a_model_that_never_fits_is_refused_clearly(make_rig):
     assert rig.loaded() == set()
 
 
+@pytest.mark.skipif("OLLAMA_BIN" in os.environ, reason="the stand-in runner knows no model by its name")
 def test_a_failed_load_is_told_to_who_waited(make_rig):
     """When a runner dies while loading, the client hears Ollama's own words."""
     rig = make_rig(knobs={"models": {SMALL: {"load_error": "unknown model architecture: 'madeup'"}}}).start()
@@ -206,6 +209,25 @@ def test_management_by_an_admin(make_rig):
         boss.generate("mine", "One")
     assert boss.ps().models == []
     assert boss.generate("copied", "One").response
+
+
+def test_a_model_made_from_an_upload(make_rig):
+    """An admin uploads a GGUF file through the proxy, makes a model of it, and the model answers."""
+    rig = make_rig(models=(SMALL,)).start()
+    content = tiny_gguf()
+    digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
+    with rig.http() as user, rig.http("admin") as boss:
+        path = f"/api/blobs/{digest}"
+        assert user.post(path, content=content).status_code == 403
+        assert boss.head(path).status_code == 404
+        assert boss.post(path, content=content).status_code == 201
+        assert boss.head(path).status_code == 200
+        made = boss.post("/api/create", json={"model": "tiny", "files": {"tiny.gguf": digest}})
+        assert json.loads(made.text.splitlines()[-1]) == {"status": "success"}
+        answer = user.post("/api/generate", json={"model": "tiny", "prompt": "a", "stream": False})
+
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["done"] is True
 
 
 def test_aliases_and_profiles(make_rig):

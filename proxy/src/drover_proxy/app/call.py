@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from drover_proxy.dialect.body import Asked, BodyProblem
 from drover_proxy.dialect.errors import error_body, error_headers
 from drover_proxy.dialect.routes import UNKNOWN, Dialect, Route
+from drover_proxy.dialect.watches import StreamWatch
 from drover_proxy.guard.keys import NOBODY
 from drover_proxy.wire import Exchange
 
@@ -38,6 +39,7 @@ class Call:
         "queued",
         "route",
         "task",
+        "watch",
     )
 
     def __init__(self, parts: Parts, ex: Exchange, route: Route | None, dialect: Dialect) -> None:
@@ -58,6 +60,7 @@ class Call:
         self.code = ""
         self.on_finished: Callable[[], None] | None = None
         self.task: asyncio.Task[None] | None = None
+        self.watch: StreamWatch | None = None
 
     def fail(
         self, status: int, code: str, message: str, *, retry_after: int | None = None, allow: str = ""

@@ -39,8 +39,7 @@ class Catalogue:
     ) -> None:
         self.models: dict[str, Model] = {}
         self.read_at: float | None = None
-        self.dirty = False
-        """A management call has ended, and the list hasn't been read since."""
+        self._doubts = self._settled = 0
         self._aliases: dict[str, str] = {}
         self._log = log
         self._post = post
@@ -72,12 +71,19 @@ class Catalogue:
 
     def doubt(self) -> None:
         """Note that the models on disk have changed: whoever asks for one waits for the new list."""
-        self.dirty = True
+        self._doubts += 1
+
+    @property
+    def dirty(self) -> bool:
+        """Whether a management call has ended that no finished reading of the list began after."""
+        return self._doubts != self._settled
 
     async def look_again(self) -> None:
         """Read the list anew after a miss, unless that was done a moment ago."""
         if self.dirty:
-            await self.refresh_anew()
+            # The first may be a reading that had begun before the change.
+            if await self.refresh() and self.dirty:
+                await self.refresh()
         elif self.read_at is None or time.monotonic() - self.read_at >= MISS_SECONDS:
             await self.refresh()
 
@@ -86,12 +92,6 @@ class Catalogue:
         if self._refreshing is None or self._refreshing.done():
             self._refreshing = asyncio.get_running_loop().create_task(self._refresh())
         return await asyncio.shield(self._refreshing)
-
-    async def refresh_anew(self) -> bool:
-        """Read the list after a change: a reading that began before it doesn't count."""
-        if self._refreshing is not None and not self._refreshing.done():
-            await asyncio.shield(self._refreshing)
-        return await self.refresh()
 
     async def keep_fresh(self) -> None:
         """Read the list for ever, now and then."""
@@ -103,12 +103,11 @@ class Catalogue:
         client = self._client()
         if client is None:
             return False
-        self.dirty = False
+        doubts = self._doubts
         try:
             listed = await client.tags()
         except OllamaError as error:
             self._log.warning("catalogue_unreadable", instance=client.name, error=error.message)
-            self.dirty = True
             return False
         found: dict[str, dict[str, Any]] = {}
         for entry in listed:
@@ -125,6 +124,7 @@ class Catalogue:
             del self.models[name]
             self._post(ModelGone(name))
         self.read_at = time.monotonic()
+        self._settled = doubts
         return True
 
     async def _learn(

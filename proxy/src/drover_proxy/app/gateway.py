@@ -156,6 +156,9 @@ class Gateway:
     def _count(self, call: Call, outcome: WireOutcome) -> None:
         parts = self._parts
         metrics = parts.metrics
+        if outcome.kind is End.CLIENT_GONE and call.watch is not None and call.watch.whole(outcome.status):
+            # Clients that close at [DONE], before the last chunk, had their whole answer.
+            outcome = outcome._replace(kind=End.COMPLETE)
         metrics.requests[call.route.name, call.model, str(outcome.status)] += 1
         metrics.outcomes[call.route.dialect.value, outcome.kind.value] += 1
         metrics.bytes_in += outcome.bytes_in

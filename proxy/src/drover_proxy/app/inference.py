@@ -89,6 +89,7 @@ class Queued:
         model = call.model if call.model != asked.model else asked.model
         body = asked.render(model, options)
         shape = call.route.shape
+        call.watch = StreamWatch(shape) if asked.stream and shape else None
         call.ex.forward(
             instance.upstream,
             target=call.ex.path,
@@ -98,7 +99,7 @@ class Queued:
                 (b"x-drover-queue-ms", b"%d" % round(command.waited_seconds * 1000)),
                 (b"x-drover-load-ms", b"%d" % round(command.load_seconds * 1000)),
             ],
-            watch=StreamWatch(shape) if asked.stream and shape else None,
+            watch=call.watch,
         )
 
     def reject(self, command: Reject) -> None:
