@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
-from drover_proxy.core import Instance, Scheduler
+from drover_proxy.core import Instance, LoadLimits, Profile, Scheduler
 from drover_proxy.core import commands as c
 from drover_proxy.core import events as e
 
@@ -344,3 +346,30 @@ def test_overlapping_instances_are_not_confused():
     desk.send(e.InstanceDown("one", "exit"))
     assert desk.state_of("a", "two") == "ready"
     assert desk.core.snapshot()["gpus"][0]["held_bytes"] == int(8.5 * GIB)
+
+
+def test_false_alarm(desk):
+    """An instance that was only slow to answer still has its requests: their slots aren't given twice."""
+    desk.ready("a", G0=16)
+    for request in (1, 2, 3):
+        desk.arrive(request, "a")
+    desk.send(e.InstanceDown("g0", "no answer for 5 s"))
+    desk.later(1)
+    desk.send(e.InstanceUp("g0"))
+    assert kinds(desk.listed("g0", desk.seen("a"))) == []
+    assert desk.core.snapshot()["orphans"] == 0
+    assert only(desk.send(e.RequestFinished(1)), c.Forward).request == 3
+
+
+def test_configuration_is_reloaded(desk):
+    """Limits and profiles change without losing what is loaded; other GPUs or instances need a restart."""
+    desk.ready("a", G0=16)
+    config = desk.core.state.config
+    desk.core.reconfigure(
+        replace(config, profiles={"a": Profile(slots=1)}, loads=LoadLimits(memory_timeout_seconds=7))
+    )
+    assert kinds(desk.arrive(1, "a")) == ["Forward"]
+    assert kinds(desk.arrive(2, "a")) == ["Wait"]
+    assert desk.core.state.ledger.timeout_seconds == 7
+    with pytest.raises(ValueError, match="restart"):
+        desk.core.reconfigure(replace(config, instances=(Instance(name="other"),)))

@@ -256,6 +256,7 @@ class World(RuleBasedStateMachine):
         size = MODELS[name].size_bytes + GIB // 2
         if instance.name in self.up and key not in self.running and self.free(gpu) > size:
             self.running[key] = Process(name, 4096, instance.slots, {gpu: size})
+            self.unseen.add(key)  # the scheduler can't know of it yet
 
     @rule()
     def restart_proxy(self) -> None:

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from drover_proxy.core.sizing import NO_PROFILE, Need
+from drover_proxy.core.sizing import Need
 from drover_proxy.core.state import Runner, State
 from drover_proxy.core.transitions import RunnerState
 
 
 def pinned(state: State, runner: Runner) -> bool:
     """Whether any name of its blob is pinned by a profile: names that share a blob share the runner."""
-    profiles = state.config.profiles
+    models = state.models
     return any(
-        profiles.get(name, NO_PROFILE).pin
-        for name, info in state.models.items()
-        if info.blob == runner.key.blob
+        profile.pin and name in models and models[name].blob == runner.key.blob
+        for name, profile in state.config.profiles.items()
     )
 
 

@@ -103,6 +103,7 @@ def _adopt(state: State, key: RunnerKey, seen: RunnerSeen, now: float) -> None:
     total = seen.measured_bytes or seen.size_vram_bytes + CUDA_CONTEXT_BYTES * len(gpus)
     state.ledger.keep(key, {uuid: total // len(gpus) for uuid in gpus}, now)
     state.move(runner, RunnerState.READY, now)
+    state.take_back(runner)
     _look_for_spill(state, runner, seen)
 
 

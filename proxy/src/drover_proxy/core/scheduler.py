@@ -78,6 +78,18 @@ class Scheduler:
             self._settle(now)
         return state.out
 
+    def reconfigure(self, config: CoreConfig) -> None:
+        """Let other limits, profiles and settings of instances take effect; loaded runners stay as they are.
+
+        The GPUs and the names and GPUs of the instances must be the same: others need a restart.
+        """
+        state = self.state
+        before = {name: instance.gpu_uuids for name, instance in state.instances.items()}
+        after = {instance.name: instance.gpu_uuids for instance in config.instances}
+        if before != after or {gpu.uuid for gpu in config.gpus} != set(state.ledger.books):
+            raise ValueError("instances or GPUs differ from those the proxy started with: restart it")
+        state.reconfigure(config)
+
     def validate(self) -> None:
         """Check every invariant across the collections; raise InvariantError naming what is broken."""
         validate(self.state)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from drover_proxy.core.config import MIB, CoreConfig, Instance, Profile
 from drover_proxy.core.ledger import RunnerKey
-from drover_proxy.vram import ModelInfo, footprint
+from drover_proxy.vram import Footprint, ModelInfo, footprint
 
 MARGIN_FRACTION = 0.03
 MARGIN_BYTES = 256 * MIB
@@ -116,11 +116,13 @@ class Sizing:
     measured: dict[Measure, int] = field(default_factory=dict)
     floors: dict[Measure, int] = field(default_factory=dict)
     _specs: dict[tuple[str, str], RunSpec] = field(default_factory=dict)
+    _predicted: dict[tuple[str, str], Footprint] = field(default_factory=dict)
 
     def forget(self, model: str) -> None:
         """A model has changed: make its specs anew."""
         for cached in [cached for cached in self._specs if cached[0] == model]:
             del self._specs[cached]
+            self._predicted.pop(cached, None)
 
     def spec(self, info: ModelInfo, instance: Instance) -> RunSpec:
         """Return how a model is to run in an instance."""
@@ -150,14 +152,17 @@ class Sizing:
         """Return the room that a load takes: measured if it ever was, else predicted with a margin."""
         if not spec.gpu_uuids:
             return Need((), 0, 0, 0)
-        predicted = footprint(
-            info,
-            context=spec.context,
-            slots=spec.runner_slots,
-            kv_type=instance.kv_type,
-            gpu_count=len(spec.gpu_uuids),
-            flash_attention=instance.flash_attention,
-        )
+        cached = (info.name, instance.name)
+        predicted = self._predicted.get(cached)
+        if predicted is None:
+            predicted = self._predicted[cached] = footprint(
+                info,
+                context=spec.context,
+                slots=spec.runner_slots,
+                kv_type=instance.kv_type,
+                gpu_count=len(spec.gpu_uuids),
+                flash_attention=instance.flash_attention,
+            )
         fixed = predicted.fixed_bytes
         total = self.measured.get(spec.measure)
         if total is None:

@@ -151,7 +151,7 @@ class State:
         self.requests: dict[RequestId, Request] = {}
         self.waiting: dict[str, dict[RequestId, Request]] = {}
         self.waiting_count = 0
-        self.orphans: set[RequestId] = set()
+        self.orphans: dict[RequestId, RunnerKey] = {}
         self.left_at: dict[RunnerKey, float] = {}
         self.plans: dict[RunnerKey, Plan] = {}
         self.failures: dict[str, Failure] = {}
@@ -165,6 +165,14 @@ class State:
         self.load_seconds: dict[str, Timing] = {}
         self.out: list[Command] = []
         self._sequence = 0
+
+    def reconfigure(self, config: CoreConfig) -> None:
+        """Take over another configuration of the same instances and GPUs."""
+        self.config = self.sizing.config = config
+        self.instances = {instance.name: instance for instance in config.instances}
+        self.ledger.timeout_seconds = config.loads.memory_timeout_seconds
+        for model in self.models:
+            self.sizing.forget(model)
 
     def emit(self, command: Command) -> None:
         """Add a command to the answer of the event at hand."""
@@ -221,7 +229,7 @@ class State:
         """Drop an absent runner; requests that are still with it are left to the wire."""
         for request in runner.active:
             self.requests[request].runner = None
-            self.orphans.add(request)
+            self.orphans[request] = runner.key
         runner.active.clear()
         self.left_at[runner.key] = runner.changed_at
         del self.runners[runner.key]
@@ -229,6 +237,17 @@ class State:
         del siblings[runner.key.instance]
         if not siblings:
             del self.by_blob[runner.key.blob]
+
+    def take_back(self, runner: Runner) -> None:
+        """Give an adopted runner its requests back: it may have been there all the time, its slots taken.
+
+        If it is a new one after all, the wire ends these requests soon.
+        """
+        for request, key in tuple(self.orphans.items()):
+            if key == runner.key and len(runner.active) < runner.slots:
+                del self.orphans[request]
+                self.requests[request].runner = key
+                runner.active.add(request)
 
     def runners_of(self, instance: str) -> Iterator[Runner]:
         """Iterate over the runners of an instance, safely while they change."""
@@ -319,7 +338,7 @@ class State:
         runner.last_used_at = now
 
     def _leave_runner(self, request: Request, now: float) -> None:
-        self.orphans.discard(request.id)
+        self.orphans.pop(request.id, None)
         if request.runner is not None:
             runner = self.runners[request.runner]
             runner.active.discard(request.id)

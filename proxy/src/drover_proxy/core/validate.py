@@ -32,7 +32,7 @@ def validate(state: State) -> None:
 def _requests(state: State) -> Iterator[str]:
     waiting = [request for queue in state.waiting.values() for request in queue]
     active = [request for runner in state.runners.values() for request in runner.active]
-    places = [*waiting, *active, *state.orphans]
+    places = [*waiting, *active, *state.orphans.keys()]
     if len(places) != len(set(places)) or set(places) != set(state.requests):
         yield f"requests are not each in exactly one place: {sorted(map(str, places))}"
     if state.waiting_count != len(waiting):
