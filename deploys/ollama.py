@@ -180,9 +180,8 @@ def record(ctx: Context) -> None:
         return {
             "version": ctx.vars["ollama_version"],
             "sha256": ctx.notes["sha256"],
-            "instances": [
-                instance.for_template() for instance in bound(ctx.notes["instances"], host.get_fact(GpuUuids))
-            ],
+            "gpus": host.get_fact(GpuUuids),
+            "instances": [instance.for_template() for instance in ctx.notes["instances"]],
         }
 
     operations.record(name="Record what is there", layer=ctx.layer, values=values)

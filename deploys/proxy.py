@@ -35,7 +35,8 @@ INSTALL = (
     'set -eu; umask 022; rm -rf -- "$1"; new=$(mktemp -d); trap \'rm -rf -- "$new" "$0"\' EXIT; '
     'tar -x -f "$0" -C "$new" --no-same-owner; python3 -m venv "$1"; '
     '"$1/bin/python" -m pip install -q --disable-pip-version-check --no-index --no-cache-dir '
-    '--find-links "$new" --require-hashes -r "$new/requirements.txt"; "$1/bin/drover-proxy" --version; touch -- "$1/.complete"'
+    '--find-links "$new" --require-hashes -r "$new/requirements.txt"; '
+    '"$1/bin/drover-proxy" --version; touch -- "$1/.complete"'
 )
 CHECK = (
     '"$2/bin/drover-proxy" check "$0" || { rm -f -- "$0"; echo "nothing was put in place" >&2; exit 1; }; '
@@ -211,7 +212,7 @@ def verify(ctx: Context) -> None:
 
 
 def door_probe(values: Any) -> str:
-    """Return a command that asks for the version through the door: 200 where it is open, 401 without a key."""
+    """Return a command that asks for the version through the door: 200, or 401 where keys are asked for."""
     first = values["proxy_listen"][0]
     expected = "200" if values["proxy_open"] else "401"
     scheme = "https" if values["proxy_tls_cert"] else "http"

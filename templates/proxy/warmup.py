@@ -2,14 +2,13 @@
 """Load the models that shall be warm, through the proxy, one after the other.
 
 warmup.py load     load what /etc/drover/warmup.json names; exit code 1 when one can't be loaded
-warmup.py check    exit code 0 when that was done for the Ollama instances that run now
+warmup.py check    exit code 0 when that was done since the Ollama instances were last started
 """
 
 from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import time
 import urllib.error
@@ -20,6 +19,7 @@ from typing import Any
 WANTED = Path(os.environ.get("DROVER_WARMUP", "/etc/drover/warmup.json"))
 # In a folder that belongs to the unit, and goes with it.
 DONE = Path(os.environ.get("DROVER_WARMED", "/run/drover-warmup/done.json"))
+STARTED = Path(os.environ.get("DROVER_STARTED", "/run/drover/started"))
 READY_SECONDS = 300
 LOAD_SECONDS = 3600
 
@@ -40,16 +40,9 @@ def call(url: str, body: dict[str, Any] | None, timeout_seconds: float) -> tuple
         return 0, {"error": str(error)}
 
 
-def instances() -> dict[str, str]:
-    """Return the Ollama instances that run, each with the id of this very start."""
-    shown = subprocess.run(
-        ["systemctl", "show", "ollama@*.service", "-p", "Id,ActiveState,InvocationID"],
-        capture_output=True,
-        text=True,
-        check=False,
-    ).stdout
-    units = (dict(line.partition("=")[::2] for line in part.splitlines()) for part in shown.split("\n\n"))
-    return {unit["Id"]: unit["InvocationID"] for unit in units if unit.get("ActiveState") == "active"}
+def instances() -> dict[str, int]:
+    """Return when each Ollama instance was last started, by the notes that their units make."""
+    return {note.name: note.stat().st_mtime_ns for note in STARTED.glob("ollama@*.service")}
 
 
 def load(wanted: dict[str, Any]) -> int:
@@ -97,7 +90,8 @@ def check(wanted: dict[str, Any]) -> int:
     if done == {"models": wanted["models"], "instances": instances()}:
         return 0
     print(
-        "warmup: not done yet for the instances that run. Next: journalctl -u drover-warmup", file=sys.stderr
+        "warmup: not done since the instances were last started. Next: journalctl -u drover-warmup",
+        file=sys.stderr,
     )
     return 1
 
