@@ -30,7 +30,7 @@ def candidates(state: State, need: Need, now: float) -> list[Runner]:
         if runner.state is RunnerState.READY
         and not runner.ghost
         and runner.unload_not_before <= now
-        and gpus.intersection(state.ledger.shares_of(runner.key))
+        and not gpus.isdisjoint(state.instances[runner.key.instance].gpu_uuids)
         and not pinned(state, runner)
     ]
     return sorted(found, key=lambda runner: (runner.last_used_at, runner.key))

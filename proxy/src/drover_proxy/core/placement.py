@@ -134,11 +134,10 @@ def _with_room(
     if not required and need.fits(free):
         return Site(spec, need, Fit.NOW, (), sum(free.values()))
     potential = {uuid: size + state.ledger.coming(uuid) for uuid, size in free.items()}
-    for runner in state.runners.values():  # busy ones that are on their way out
-        if runner.state is RunnerState.DRAINING:
-            for uuid, size in state.ledger.shares_of(runner.key).items():
-                if uuid in potential:
-                    potential[uuid] += size
+    for key in state.leaving:  # busy ones that are on their way out
+        for uuid, size in state.ledger.shares_of(key).items():
+            if uuid in potential:
+                potential[uuid] += size
     if not required and need.fits(potential):
         return Site(spec, need, Fit.SOON)
     evictable = candidates(state, need, now)
