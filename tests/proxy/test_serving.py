@@ -237,9 +237,29 @@ def test_aliases_and_profiles(make_rig):
 
     assert rig.ollama().generate("house", "One").response
     assert rig.ollama().generate("gpt-4o", "One", options={"num_ctx": 512}).response
+    for _ in range(2):
+        assert rig.openai().chat.completions.create(model="gpt-4o", messages=HELLO).choices
     listed = rig.ollama().ps().models
     assert [(m.model, m.context_length) for m in listed] == [(SMALL, 8192)]
-    assert len(rig.lines("load_started")) == 1
+    ollama_log = (rig.folder / "ollama0.log").read_text()
+    assert ollama_log.count("load_tensors: offloaded") == 1
+    assert len(rig.lines("variant_made")) == 1
+
+
+def test_the_variants_of_a_profile_stay_hidden(make_rig):
+    """What gives /v1 its context is in no list, can't be asked for, and goes with its model."""
+    rig = make_rig(extra={"models": {SMALL: {"context": 8192}}}, models=(SMALL, EMBED)).start()
+    client, boss = rig.openai(), rig.ollama("admin")
+    assert client.chat.completions.create(model=SMALL, messages=HELLO).choices
+    variant = rig.lines("variant_made")[0]["variant"]
+
+    assert {m.id for m in client.models.list()} == {SMALL, EMBED}
+    assert {m.model for m in boss.list().models} == {SMALL, EMBED}
+    with pytest.raises(openai.NotFoundError):
+        client.chat.completions.create(model=variant, messages=HELLO)
+    boss.delete(SMALL)
+    on_disk = httpx.get(f"http://127.0.0.1:{rig.instance_ports[0]}/api/tags")
+    assert [m["name"] for m in on_disk.json()["models"]] == [EMBED]
 
 
 def test_warm_up_loads_through_the_scheduler(rig):

@@ -52,7 +52,8 @@ def _add_keys(commands: Any) -> None:
         "add",
         help="make a key",
         description="Make a key and print it, once: the file keeps only its SHA-256. "
-        "A running proxy takes it at its next reload (systemctl reload drover-proxy).",
+        "A running proxy takes it at its next reload, and one that gets its keys as a systemd credential at its "
+        "next restart, which loses no request.",
     )
     add.add_argument("name", help="what logs and metrics call the key")
     add.add_argument("--scope", action="append", choices=SCOPES, help="what it is good for (default: use)")

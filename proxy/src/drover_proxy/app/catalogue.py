@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from drover_proxy.app.variants import Variants, base_of, is_variant
 from drover_proxy.config.model import ModelConfig
 from drover_proxy.core.events import Event, ModelGone, ModelKnown
 from drover_proxy.dialect.names import NameProblem, canonical
@@ -40,6 +41,9 @@ class Catalogue:
         self.models: dict[str, Model] = {}
         self.read_at: float | None = None
         self._doubts = self._settled = 0
+        self.variants = Variants()
+        self.hidden: list[str] = []
+        """Variants on disk, by canonical name."""
         self._aliases: dict[str, str] = {}
         self._log = log
         self._post = post
@@ -61,8 +65,12 @@ class Catalogue:
 
     def blob(self, name: str) -> str:
         """Return what identifies the model's runner; the name itself where it isn't known."""
-        model = self.models.get(name)
+        model = self.models.get(self.shown(name))
         return model.info.blob if model else name
+
+    def shown(self, name: str) -> str:
+        """Return the name by which a runner is known: that of the model, where a variant loaded it."""
+        return base_of(name, self.models) or name if is_variant(name) else name
 
     def tell_all(self) -> None:
         """Tell a core that has just begun every model."""
@@ -113,6 +121,9 @@ class Catalogue:
         for entry in listed:
             if name := _canonical(str(entry.get("name", ""))):
                 found[name] = entry
+        self.hidden = [name for name in found if is_variant(name)]
+        for name in self.hidden:
+            del found[name]
         limit = asyncio.Semaphore(SHOWS_AT_ONCE)
         changed = [
             name
@@ -123,6 +134,7 @@ class Catalogue:
         for name in [name for name in self.models if name not in found]:
             del self.models[name]
             self._post(ModelGone(name))
+        await self.variants.remove_orphans(client, self.hidden, self.models)
         self.read_at = time.monotonic()
         self._settled = doubts
         return True

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -11,6 +13,11 @@ from drover_proxy.core.commands import Forward, Reject
 from drover_proxy.core.events import Needs, RequestArrived
 from drover_proxy.dialect.body import Asked, read
 from drover_proxy.dialect.watches import StreamWatch
+from drover_proxy.drivers.ollama import OllamaError
+
+if TYPE_CHECKING:
+    from drover_proxy.app.catalogue import Model
+    from drover_proxy.app.instance import Instance
 
 
 def infer(call: Call) -> None:
@@ -77,16 +84,44 @@ class Queued:
     def forward(self, command: Forward) -> None:
         """Send the request to its runner."""
         call = self._call
-        asked = call.asked
-        assert asked is not None
         parts = call.parts
         instance = call.instance = parts.instances[command.instance]
         call.forwarded = True
         call.queue_seconds = command.waited_seconds
         call.load_seconds = command.load_seconds
         parts.metrics.queue_wait.observe(command.waited_seconds)
-        options = command.options if call.route.native else None
-        model = call.model if call.model != asked.model else asked.model
+        context = command.options.get("num_ctx")
+        if context is None or call.route.native:
+            self._send(command, call.model, command.options if call.route.native else None)
+            return
+        entry = parts.catalogue.models[call.model]
+        variant = parts.catalogue.variants.ready(call.model, entry.digest, context)
+        if variant is not None:
+            self._send(command, variant, None)
+        else:
+            call.later(self._send_as_variant(command, instance, entry, context))
+
+    async def _send_as_variant(
+        self, command: Forward, instance: Instance, entry: Model, context: int
+    ) -> None:
+        call = self._call
+        try:
+            variant = await call.parts.catalogue.variants.make(instance.client, call.model, entry, context)
+        except OllamaError as error:
+            message = (
+                f"{call.model} could not be given its context of {context} for {call.route.name}: {error}"
+            )
+            call.fail(502, "variant_failed", message, retry_after=5)
+            return
+        call.parts.log.info("variant_made", model=call.model, variant=variant, context=context)
+        call.parts.catalogue.hidden.append(variant)
+        self._send(command, variant, None)
+
+    def _send(self, command: Forward, model: str, options: Mapping[str, int] | None) -> None:
+        call = self._call
+        asked, instance = call.asked, call.instance
+        assert asked is not None
+        assert instance is not None
         body = asked.render(model, options)
         shape = call.route.shape
         call.watch = StreamWatch(shape) if asked.stream and shape else None

@@ -147,7 +147,7 @@ class Instance:
         return True
 
     def _runner(self, entry: dict[str, Any]) -> RunnerSeen:
-        model = _canonical(str(entry.get("name", "")))
+        model = self._catalogue.shown(_canonical(str(entry.get("name", ""))))
         return RunnerSeen(
             model=model,
             size_bytes=int(entry.get("size") or 0),

@@ -9,6 +9,7 @@ import msgspec
 
 from drover_proxy.app.call import Call
 from drover_proxy.app.inference import not_found
+from drover_proxy.app.variants import is_variant
 from drover_proxy.dialect.body import BodyProblem, read
 from drover_proxy.dialect.names import NameProblem, canonical
 from drover_proxy.dialect.routes import Dialect
@@ -26,7 +27,7 @@ def info(call: Call) -> None:
 
 def models(call: Call) -> None:
     """Answer /api/tags and /v1/models."""
-    if call.caller.sees_all or call.ex.method == b"HEAD":
+    if (call.caller.sees_all and not call.parts.catalogue.hidden) or call.ex.method == b"HEAD":
         info(call)
     else:
         call.later(_filtered(call))
@@ -51,7 +52,8 @@ async def _filtered(call: Call) -> None:
 
 def _may_see(call: Call, name: str) -> bool:
     try:
-        return call.caller.may_use(canonical(name))
+        shown = canonical(name)
+        return call.caller.may_use(call.parts.catalogue.shown(shown)) and not is_variant(shown)
     except NameProblem:
         return False
 

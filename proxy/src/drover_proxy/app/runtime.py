@@ -85,10 +85,7 @@ class Runtime:
         """Let a reload take effect; what is loaded and who waits stays."""
         self.config = config
         if self.core is not None:
-            state = self.core.state
-            state.config = state.sizing.config = config
-            for model in state.models:
-                state.sizing.forget(model)
+            self.core.reconfigure(config)
 
     def stop(self) -> None:
         """Stop the clock."""

@@ -49,3 +49,7 @@ def page() -> str:
     head = "<!-- Generated from drover_proxy.config.schema. Edit that instead. -->\n\n" + INTRODUCTION
     table = ["| key | type | default | unit | meaning |", "|---|---|---|---|---|", *_rows(ROOT, "")]
     return head + "\n" + "\n".join(table) + "\n"
+
+
+if __name__ == "__main__":
+    print(page(), end="")

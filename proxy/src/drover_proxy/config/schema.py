@@ -124,7 +124,9 @@ MODEL = {
         "number",
         number("a whole number", 4, 100_000_000, whole=True),
         None,
-        "Context the model is always loaded and asked with, whatever clients send.",
+        "Context the model is always loaded and asked with, whatever clients send. Best equal to the "
+        "`num_ctx` of its Modelfile: where it isn't, /v1 is served under a hidden variant of the model, and "
+        "its answers name that.",
         "tokens",
         "the model's `num_ctx`, or the instance's",
     ),

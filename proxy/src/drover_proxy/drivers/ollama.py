@@ -99,6 +99,10 @@ class OllamaClient:
         """Make a model from another."""
         await self._json("POST", "/api/create", CALL_SECONDS, {**body, "stream": False})
 
+    async def delete(self, model: str) -> None:
+        """Delete a model."""
+        await self._json("DELETE", "/api/delete", CALL_SECONDS, {"model": model})
+
     async def raw(self, method: str, path: str) -> tuple[int, bytes, str]:
         """Return status, body and content type of a plain question."""
         answer = await self._send(method, path, CALL_SECONDS, None)
