@@ -6,7 +6,6 @@ import asyncio
 import sys
 
 import uvloop
-
 from drover_proxy.wire import BodyPlan, Exchange, Outcome, Server, Upstream, UpstreamError
 
 
@@ -41,7 +40,7 @@ class Forward:
     def __init__(self, upstream: Upstream) -> None:
         self.upstream = upstream
 
-    def head(self, ex: Exchange) -> BodyPlan:
+    def head(self, ex: Exchange) -> BodyPlan:  # noqa: ARG002 - the wire's signature
         """Hold the body whole, as the proxy does to find the model's name."""
         return BodyPlan.BUFFER
 
@@ -52,7 +51,7 @@ class Forward:
     def answered(self, ex: Exchange, status: int) -> None:
         """Nothing to do."""
 
-    def upstream_failed(self, ex: Exchange, error: UpstreamError) -> bool:
+    def upstream_failed(self, ex: Exchange, error: UpstreamError) -> bool:  # noqa: ARG002 - as above
         """Leave it to the wire."""
         return False
 

@@ -1,7 +1,7 @@
 """The wire beside nginx, in one run and in turns, in under a minute: CPU for a request and for a chunk.
 
-Load and upstream share core 0, the proxy has core 1. CPU comes from /proc/PID/stat, so that the machine's other work
-disturbs the clock less than the figures. Prints a table and, last, one line of JSON.
+Load and upstream share core 0, the proxy has core 1. CPU comes from /proc/PID/stat, which other work on the
+machine disturbs less than it does the clock. Prints a table and, last, one line of JSON.
 """
 
 from __future__ import annotations
@@ -29,9 +29,15 @@ STREAMS, CHUNKS, GAP = 300, 100, 0.02
 TICK = os.sysconf("SC_CLK_TCK")
 
 BODY = json.dumps(
-    {"model": "llama3.2:3b", "stream": False, "messages": [{"role": "user", "content": "why is the sky blue? " * 5}]}
+    {
+        "model": "llama3.2:3b",
+        "stream": False,
+        "messages": [{"role": "user", "content": "why is the sky blue? " * 5}],
+    }
 )
-ANSWER = json.dumps({"model": "llama3.2:3b", "message": {"role": "assistant", "content": "It scatters. " * 12}, "done": True})
+ANSWER = json.dumps(
+    {"model": "llama3.2:3b", "message": {"role": "assistant", "content": "It scatters. " * 12}, "done": True}
+)
 
 NGINX = """
 worker_processes 1; daemon off; pid {root}/nginx.pid; error_log {root}/error.log crit;
@@ -72,9 +78,7 @@ def free_ports(count: int) -> list[int]:
 @contextmanager
 def child(command: list[str], core: int, port: int) -> Iterator[int]:
     """Run a command on one core until the block ends; wait until it listens on `port`."""
-    process = subprocess.Popen(
-        command, preexec_fn=lambda: os.sched_setaffinity(0, {core}), stderr=subprocess.DEVNULL  # noqa: PLW1509
-    )
+    process = subprocess.Popen(["taskset", "-c", str(core), *command], stderr=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 10
         while True:
@@ -138,7 +142,8 @@ def provide() -> None:
     if not missing:
         return
     if os.geteuid() != 0 or not shutil.which("apt-get"):
-        raise SystemExit(f"error: this needs {' and '.join(missing)}\n  hint: apt-get install {' '.join(missing)}")
+        names = " ".join(missing)
+        raise SystemExit(f"error: this needs {names}\n  hint: apt-get install {names}")
     subprocess.run(["apt-get", "install", "-qq", "-y", "--no-install-recommends", *missing], check=True)
 
 
@@ -186,15 +191,24 @@ def report(rows: dict[str, list[dict[str, float]]]) -> None:
     median = {name: {k: statistics.median(r[k] for r in found) for k in keys} for name, found in rows.items()}
     print(f"{'':8}{'requests/s':>12}{'CPU us/request':>24}{'CPU us/chunk':>22}{'ttfb p99 ms':>14}")
     for name, m in median.items():
-        spread = {k: f"{m[k]:.1f} [{min(r[k] for r in rows[name]):.1f}-{max(r[k] for r in rows[name]):.1f}]" for k in keys}
-        print(f"{name:8}{m['rps']:>12.0f}{spread['us_request']:>24}{spread['us_chunk']:>22}{m['ttfb_p99_ms']:>14.1f}")
+        spread = {
+            k: f"{m[k]:.1f} [{min(r[k] for r in rows[name]):.1f}-{max(r[k] for r in rows[name]):.1f}]"
+            for k in keys
+        }
+        print(
+            f"{name:8}{m['rps']:>12.0f}{spread['us_request']:>24}{spread['us_chunk']:>22}{m['ttfb_p99_ms']:>14.1f}"
+        )
     print(
         json.dumps(
             {
                 "cpu_per_request_us": round(median["drover"]["us_request"], 1),
                 "cpu_per_chunk_us": round(median["drover"]["us_chunk"], 1),
-                "cpu_per_request_vs_nginx": round(median["drover"]["us_request"] / median["nginx"]["us_request"], 2),
-                "cpu_per_chunk_vs_nginx": round(median["drover"]["us_chunk"] / median["nginx"]["us_chunk"], 2),
+                "cpu_per_request_vs_nginx": round(
+                    median["drover"]["us_request"] / median["nginx"]["us_request"], 2
+                ),
+                "cpu_per_chunk_vs_nginx": round(
+                    median["drover"]["us_chunk"] / median["nginx"]["us_chunk"], 2
+                ),
                 "rps_vs_nginx": round(median["drover"]["rps"] / median["nginx"]["rps"], 2),
             }
         )

@@ -1,6 +1,7 @@
 """Both ends of many slow streams, for bench/wire_quick.py: `serve PORT` and `load PORT STREAMS CHUNKS GAP`.
 
-A stream is an answer of CHUNKS chunks, one every GAP seconds, as a model's tokens come. The load prints one JSON line.
+A stream is an answer of CHUNKS chunks, one every GAP seconds, as a model's tokens come. The load prints one
+line of JSON.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ class Sink(asyncio.Protocol):
             self.whole = True
             self.transport.close()
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
         """Be done."""
         self.done.set_result(None)
 

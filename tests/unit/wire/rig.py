@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import os
+import contextlib
 import socket
 import struct
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
 
 from drover_proxy.wire import BodyPlan, Exchange, Limits, Outcome, Server, Upstream, UpstreamError
+
 from tests.support import eventually_async
 
 PATIENCE = 5.0
@@ -21,7 +24,7 @@ class Peer(asyncio.Protocol):
     """One end of a connection, driven by the test: what came, whether it is closed, and raw sends."""
 
     def __init__(self, on_made: Callable[[Peer], None] | None = None) -> None:
-        self.received = b""
+        self.received = bytearray()
         self.eof = False
         self.error: Exception | None = None
         self.closed_at: float | None = None
@@ -67,19 +70,23 @@ class Peer(asyncio.Protocol):
         """Wait until what was received contains, or satisfies, this; return all of it."""
         check = what if callable(what) else (lambda got: what in got)
         await eventually_async(
-            lambda: check(self.received), timeout=PATIENCE, what=f"{what!r} in {self.received!r}"
+            lambda: check(self.received),
+            timeout=PATIENCE,
+            what=f"{what!r} in {bytes(self.received[-300:])!r}",
         )
-        return self.received
+        return bytes(self.received)
 
     async def until_closed(self) -> bytes:
         """Wait for the other side's end; return all that came."""
-        await eventually_async(lambda: self.eof, timeout=PATIENCE, what=f"closed after {self.received[-200:]!r}")
-        return self.received
+        await eventually_async(
+            lambda: self.eof, timeout=PATIENCE, what=f"closed after {self.received[-200:]!r}"
+        )
+        return bytes(self.received)
 
     def take(self) -> bytes:
         """Return what was received and forget it."""
-        got, self.received = self.received, b""
-        return got
+        got, self.received = self.received, bytearray()
+        return bytes(got)
 
 
 class Origin:
@@ -171,7 +178,7 @@ class World:
         self.handler = Recorder()
         self.clients: list[Peer] = []
 
-    async def __aenter__(self) -> World:
+    async def __aenter__(self) -> Self:
         """Start everything."""
         self.fds = open_fds()
         self.problems: list[dict] = []
@@ -201,7 +208,7 @@ class World:
         )
         return self.handler.outcomes[-1]
 
-    async def __aexit__(self, kind: type | None, *rest: object) -> None:
+    async def __aexit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         """Stop everything, then see that nothing is left and every exchange ended once."""
         for client in self.clients:
             client.transport.abort()
@@ -223,7 +230,9 @@ class World:
             lambda: open_fds() <= self.fds, timeout=PATIENCE, what=f"{open_fds()} fds, {self.fds} before"
         )
         await eventually_async(
-            lambda: asyncio.all_tasks() == {asyncio.current_task()}, timeout=PATIENCE, what=f"tasks {asyncio.all_tasks()}"
+            lambda: asyncio.all_tasks() == {asyncio.current_task()},
+            timeout=PATIENCE,
+            what=f"tasks {asyncio.all_tasks()}",
         )
         ends = [step[1] for step in self.handler.story if step[0] == "finished"]
         assert sorted(ends) == [ex.id for ex in self.handler.exchanges], self.handler.story
@@ -233,17 +242,20 @@ class World:
 def open_fds() -> int:
     """Count the process's file descriptors that are sockets."""
     count = 0
-    for fd in os.listdir("/proc/self/fd"):
-        try:
-            count += os.readlink(f"/proc/self/fd/{fd}").startswith("socket:")
-        except OSError:
-            continue
+    for fd in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):  # the one that the listing itself needs
+            count += str(fd.readlink()).startswith("socket:")
     return count
 
 
 def post(body: bytes = b"{}", *, path: bytes = b"/api/chat", extra: bytes = b"") -> bytes:
     """Write a plain request."""
-    return b"POST %b HTTP/1.1\r\nHost: drover\r\nContent-Length: %d\r\n%b\r\n%b" % (path, len(body), extra, body)
+    return b"POST %b HTTP/1.1\r\nHost: drover\r\nContent-Length: %d\r\n%b\r\n%b" % (
+        path,
+        len(body),
+        extra,
+        body,
+    )
 
 
 def get(path: bytes = b"/", *, extra: bytes = b"") -> bytes:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-
 from drover_proxy.wire import BodyPlan, Kind, Limits, Upstream, UpstreamFault
+
 from tests.support import eventually_async, free_port
 from tests.unit.wire.rig import END, FAST, STREAM_HEAD, World, answer, chunk, get, post
 

@@ -1,4 +1,4 @@
-"""Clients that leave, at every moment of a request's life: the upstream sees it at once, and nothing is left."""
+"""Clients that leave, at every moment of a request's life: the upstream sees it, and nothing is left."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import time
 from collections.abc import Awaitable, Callable
 
 import pytest
-
 from drover_proxy.wire import BodyPlan, Kind, Upstream
+
 from tests.support import eventually_async
 from tests.unit.wire.rig import STREAM_HEAD, Peer, World, answer, chunk, get, post
 
@@ -54,7 +54,7 @@ async def while_dialing(world: World) -> tuple[Peer, Peer | None]:
     world.fillers = []
     for _ in range(4):
         filler = socket.socket()
-        filler.setblocking(False)
+        filler.setblocking(False)  # noqa: FBT003 - the standard library's way
         filler.connect_ex(world.full.getsockname())
         world.fillers.append(filler)
     world.handler.upstream = world.slow = Upstream("full", *world.full.getsockname())
@@ -149,7 +149,6 @@ async def test_client_leaves(
 async def test_many_leave_at_random_moments(world: World):
     """Hundreds of clients that leave anywhere along the way leave nothing behind."""
     world.handler.plan = BodyPlan.BUFFER
-    ends = 0
 
     async def serve(peer_number: int) -> None:
         peer = await world.origin.peer(peer_number)
@@ -169,7 +168,6 @@ async def test_many_leave_at_random_moments(world: World):
                 tasks.append(asyncio.create_task(serve(served)))
                 served += 1
         (client.reset if n % 2 else client.close)()
-        ends += 1
     await eventually_async(lambda: not world.server.connections)
     world.upstream.close()
     await eventually_async(lambda: all(peer.eof for peer in world.origin.peers))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-
 from drover_proxy.wire import BodyPlan, Kind, Upstream
+
 from tests.unit.wire.rig import END, STREAM_HEAD, World, answer, chunk, get, post
 
 
@@ -16,16 +16,18 @@ async def test_runs_on_uvloop(world: World):
 
 
 async def test_a_request_and_its_answer(world: World):
-    """Body and answer go through; Host is the upstream's; credentials, Origin and hop-by-hop fields stay here."""
+    """Both bodies go through; Host is the upstream's; credentials, Origin and hop-by-hop fields stay."""
     world.handler.forward = {"extra_response_headers": [(b"X-Drover-Instance", b"gpu0")]}
     extra = (
-        b"Authorization: Bearer k\r\nX-Api-Key: k\r\nOrigin: http://evil\r\nConnection: keep-alive, X-Mine\r\n"
+        b"Authorization: Bearer k\r\nX-Api-Key: k\r\nOrigin: http://evil\r\n"
+        b"Connection: keep-alive, X-Mine\r\n"
         b"Keep-Alive: 3\r\nX-Mine: 1\r\nTE: trailers\r\nProxy-Authorization: x\r\nX-Other: Kept As It Is\r\n"
     )
     client = await world.client(post(b'{"model":"m"}', extra=extra))
     upstream = await world.origin.request(end=b'{"model":"m"}')
     assert upstream.received == (
-        b"POST /api/chat HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nx-other: Kept As It Is\r\ncontent-length: 13\r\n\r\n"
+        b"POST /api/chat HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nx-other: Kept As It Is\r\n"
+        b"content-length: 13\r\n\r\n"
         b'{"model":"m"}' % world.origin.port
     )
     upstream.send(answer(b"hello", extra=b"X-Up: 1\r\nConnection: keep-alive\r\nKeep-Alive: timeout=5\r\n"))
@@ -34,7 +36,12 @@ async def test_a_request_and_its_answer(world: World):
     outcome = await world.outcome()
     assert outcome.kind is Kind.COMPLETE
     assert (outcome.status, outcome.bytes_in, outcome.bytes_out) == (200, 13, len(got))
-    assert world.handler.story == [("head", 1), ("ready", 1), ("answered", 1, 200), ("finished", 1, "complete")]
+    assert world.handler.story == [
+        ("head", 1),
+        ("ready", 1),
+        ("answered", 1, 200),
+        ("finished", 1, "complete"),
+    ]
 
 
 async def test_connections_are_kept_on_both_sides(world: World):
@@ -192,8 +199,9 @@ async def test_streamed_request_waits_for_its_turn(world: World):
     body = bytes(range(256)) * 4096
     client = await world.client(post(body))
     await world.client()
-    while not world.handler.exchanges or not world.handler.exchanges[0].connection.read_paused:
-        await asyncio.sleep(0)
+    await client.until(
+        lambda _: world.handler.exchanges and world.handler.exchanges[0].connection.read_paused
+    )
     held = world.handler.exchanges[0].bytes_in
     assert held < 400_000
     world.handler.send_on(world.handler.exchanges[0])
@@ -288,7 +296,9 @@ async def test_answers_made_here(world: World):
             ex.respond(404, [(b"x-drover-error", b"nope")], b"{}")
 
     world.handler.on_ready = own
-    client = await world.client(post() + get(b"/stream") + b"HEAD / HTTP/1.1\r\nHost: a\r\n\r\n" + get(b"/end"))
+    client = await world.client(
+        post() + get(b"/stream") + b"HEAD / HTTP/1.1\r\nHost: a\r\n\r\n" + get(b"/end")
+    )
     got = await client.until(lambda got: got.count(b"404") == 3)
     assert b"9\r\ndata: 1\n\n\r\n0\r\n\r\n" in got
     assert got.count(b"content-length: 2\r\n") == 3
@@ -335,7 +345,7 @@ async def test_handler_cannot_inject(world: World, bad: bytes):
             lambda: ex.forward(world.upstream, extra_response_headers=[(b"x", b"a\r\nb")]),
             lambda: ex.respond(200, [(b"x", b"a\nb")]),
         ):
-            with pytest.raises(ValueError, match="must be free|line break"):
+            with pytest.raises(ValueError, match=r"must be free|line break"):
                 call()
             found.append(True)
         ex.respond(200)

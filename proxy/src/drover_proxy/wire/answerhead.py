@@ -29,7 +29,7 @@ class BadAnswer(Exception):  # noqa: N818 - named after what it is
 
 
 class AnswerHead:
-    """What a head says, and the bytes of it that go to the client (all but hop-by-hop fields and the empty line)."""
+    """What a head says, and the bytes of it that go to the client: no hop-by-hop fields, no empty line."""
 
     __slots__ = ("fields", "framing", "keep_alive", "length", "relayed", "status")
 

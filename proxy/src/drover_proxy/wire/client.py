@@ -36,18 +36,18 @@ class ClientConnection(Link):
         "_active",
         "_buffer",
         "_intake",
-        "_parser",
         "_parsing",
         "_surplus",
         "exchange",
         "handler",
+        "parser",
     )
 
     def __init__(self, server: Server) -> None:
         super().__init__(server)
         self.handler = server.handler
         self.exchange: Exchange | None = None
-        self._parser = HeadParser()
+        self.parser = HeadParser()
         self._intake: Intake | None = None
         self._buffer = b""  # part of a head, or what came behind the request under way
         self._active = False  # HEAD: a head has begun; BODY: something came since the last sweep
@@ -65,8 +65,7 @@ class ClientConnection(Link):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin, or turn the client away when there are too many."""
         super().connection_made(transport)
-        refusal = self.server.admit(self)
-        if refusal:
+        if refusal := self.server.admit(self):
             self.write(answers.error(503, "too_many_connections", refusal))
             self.close(linger=True)
 
@@ -74,7 +73,7 @@ class ClientConnection(Link):
         """Take what the client sends; what it means depends on the phase."""
         phase = self.phase
         if phase is HEAD:
-            self._heads(self._buffer + data if self._buffer else data)
+            self._heads(self._buffer + data)
         elif phase is BODY:
             self._active = True
             self._body(data)
@@ -137,6 +136,7 @@ class ClientConnection(Link):
 
     def _one_head(self, data: bytes) -> None:
         """Take one head and begin its exchange, or keep what there is of it."""
+        read = data
         if data.startswith(b"\r\n") and len(data) > 2:
             data = data[2:]  # the one empty line that RFC 9112 asks to ignore
         limits = self.limits
@@ -144,24 +144,23 @@ class ClientConnection(Link):
         if (end if end > 3 else len(data)) > limits.header_bytes:
             raise BadRequest(431, "head_too_long", f"a head of more than {limits.header_bytes} bytes")
         if end == 3:
-            fault = find_fault(data)
-            if fault:
+            if fault := find_fault(data):
                 raise bad(fault)
             if not self._active:
                 self._active = True
                 self.deadline = self.server.clock() + limits.head_timeout
-            self._buffer = data
+            self._buffer = read
         elif end == len(data):
-            self._parser.parse(data, limits)
+            self.parser.parse(data, limits)
             self._begin()
         else:
-            self._parser.parse(data[:end], limits)
+            self.parser.parse(data[:end], limits)
             self._buffer = data[end:]
             self._begin()
 
     def _begin(self) -> None:
         """Make the exchange, ask the handler for its plan, and read the body accordingly."""
-        parser, server = self._parser, self.server
+        parser, server = self.parser, self.server
         self._active = False
         self.exchange = ex = Exchange(
             server.number(),
@@ -186,7 +185,7 @@ class ClientConnection(Link):
             self._expect_body(ex, intake)
 
     def _begin_whole(self, ex: Exchange, length: int) -> None:
-        """Go on with a request that is here whole, as most are: its body came in the same read, or it has none."""
+        """Go on with a request that is here whole, as most are: body and all in one read."""
         body = b""
         if length:
             body, self._buffer = self._buffer[:length], self._buffer[length:]
@@ -229,8 +228,8 @@ class ClientConnection(Link):
         try:
             taken = intake.take(data)
             piece = data if taken == len(data) else data[:taken]
-            if self._parser.chunked:
-                self._parser.feed(piece, last=intake.done)
+            if self.parser.chunked:
+                self.parser.feed(piece, last=intake.done)
         except BadRequest as error:
             self._refuse(error)
             return
@@ -251,8 +250,8 @@ class ClientConnection(Link):
             if ex.plan is BUFFER:
                 ex.body = intake.release()
                 ex.ready()
-        elif ex.plan is BodyPlan.NONE and not intake.skippable():
-            self._surplus = True
+        elif ex.plan is BodyPlan.NONE:
+            self._surplus = self._surplus or not intake.skippable()
 
     # Streamed bodies.
 
@@ -268,17 +267,6 @@ class ClientConnection(Link):
             self._intake = None
             relay.sent()
 
-    @property
-    def parser(self) -> HeadParser:
-        """The parser, which still holds the head of the request under way."""
-        return self._parser
-
-    def upload_framing(self) -> bytes:
-        """Say how long the streamed body is, as the client said it."""
-        if self._parser.chunked:
-            return b"transfer-encoding: chunked\r\n"
-        return b"content-length: %d\r\n" % self._parser.length
-
     def upload_ready(self, relay: Relay) -> None:
         """An upstream is there: let the body flow."""
         intake = self._intake
@@ -286,8 +274,7 @@ class ClientConnection(Link):
             return
         if intake.awaits_continue and not intake.received:
             self.write(answers.CONTINUE)
-        intake.awaits_continue = False
-        held = intake.release()
+        intake.awaits_continue, held = False, intake.release()
         if intake.done:
             self._intake = None
         else:
@@ -367,15 +354,13 @@ class ClientConnection(Link):
         """Let go of an exchange that is over, and report it."""
         assert self.exchange is ex
         self.exchange = None
-        if self.read_paused:
-            self.pause_reading(paused=False)
+        self.pause_reading(paused=False)
         self.server.outcomes[kind] += 1
         ex.finished(kind)
 
     def _left(self) -> None:
         """The client is gone."""
-        ex = self.exchange
-        if ex is not None:
+        if ex := self.exchange:
             ex.left()
             self.phase = CLOSING
             self._forget(ex, Kind.CLIENT_GONE)

@@ -38,7 +38,7 @@ class Kind(str, enum.Enum):
     UPSTREAM_FAILED = "upstream_failed"
     """No upstream gave a byte of an answer; the client was told so by the proxy."""
     UPSTREAM_BROKEN = "upstream_broken"
-    """The answer broke off after it had begun, and so did the client's transfer, perhaps after the error event."""
+    """The answer broke off after it had begun, and so did the transfer, or an error event ended it."""
     REFUSED = "refused"
     """The wire turned the request down: its body was too long, too slow or malformed."""
     IN_BAND_ERROR = "in_band_error"

@@ -24,8 +24,8 @@ READY = Event.READY
 class Exchange:
     """A request that is being served.
 
-    The methods may be called at any time, also later from other callbacks. Once the exchange is over (`over`),
-    which a client that leaves can bring about at any moment, they do nothing.
+    The methods may be called at any time, also later from other callbacks. Once the exchange is `over`, which
+    a client that leaves can bring about at any moment, they do nothing.
     """
 
     __slots__ = (

@@ -1,7 +1,8 @@
 """Header fields, read line by line with a strict grammar; lines seen before are read only once.
 
-The lines of heads recur: every request of one client carries the same User-Agent, Accept and Content-Type, every
-answer of one server the same Server. So what a line means is kept, by its exact bytes, in a bounded table.
+The lines of heads recur: every request of one client carries the same User-Agent, Accept and Content-Type,
+every answer of one server the same Server. So what a line means is kept, by its exact bytes, in a bounded
+table.
 Credentials, and lines that change with every message, are not kept.
 """
 
@@ -36,7 +37,7 @@ _kept: dict[bytes, tuple[bytes, bytes]] = {}
 
 
 def read(lines: list[bytes]) -> Fields:
-    """Read the lines of a head after its first, each without its CRLF; raise ValueError for a malformed one."""
+    """Read a head's lines after the first, each without its CRLF; raise ValueError for a malformed one."""
     kept = _kept
     try:
         return [kept[line] for line in lines]

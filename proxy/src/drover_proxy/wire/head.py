@@ -1,8 +1,9 @@
 """Strict checks on the raw bytes of a head, before llhttp sees them, and the parsing of a request's head.
 
-llhttp (as httptools 0.9.0 has it) is strict about most of what smuggling needs, but, found by trying, it accepts
-HTTP/0.9 and HTTP/2.0, a request line without version, several spaces between its parts, RTSP and ICE, any number
-of empty lines first, `Transfer-Encoding: gzip, chunked`, a fragment in the target, chunk extensions of any length.
+llhttp (as httptools 0.9.0 has it) is strict about most of what smuggling needs, but, found by trying, it
+accepts HTTP/0.9 and HTTP/2.0, a request line without version, several spaces between its parts, RTSP and ICE,
+any number of empty lines first, `Transfer-Encoding: gzip, chunked`, a fragment in the target, and chunk
+extensions of any length.
 And a parser with a known list of accepted bytes is one that the next version changes. So the raw bytes are
 checked first, and llhttp has to agree.
 """
@@ -42,8 +43,8 @@ def bad(message: str) -> BadRequest:
 class HeadParser:
     """Parses the heads of one connection's requests, one after the other.
 
-    llhttp is shown every head that isn't the one before over again, and every chunked body, cut where we take the
-    message to end: it has to agree.
+    llhttp is shown every head that doesn't just repeat the one before, and every chunked body, cut where we
+    take the message to end: it has to agree.
     """
 
     __slots__ = (
@@ -114,7 +115,7 @@ class HeadParser:
             self._agree = False  # llhttp isn't shown plain bodies: there is nothing in them to agree about
 
     def _remember(self, raw: bytes) -> None:
-        """Keep this head until the next: a client on a kept connection mostly changes nothing but the length."""
+        """Keep this head until the next: a client that stays mostly changes nothing but the length."""
         if not self.length:
             self._same = (raw, b"")
             return
@@ -178,12 +179,8 @@ class HeadParser:
                 hosts += 1
                 if HOST.fullmatch(value) is None:
                     raise bad("Host is malformed")
-            elif name == b"expect":
-                if value.lower() != b"100-continue":
-                    raise BadRequest(417, "expectation_failed", "only Expect: 100-continue can be met")
-                self.expects = not self.http10
-            elif b"close" in [token.strip() for token in value.lower().split(b",")]:
-                self.keep_alive = False
+            else:
+                self._about_the_connection(name, value.lower())
         if self.chunked and length is not None:
             raise bad("Content-Length and Transfer-Encoding together are ambiguous")
         if hosts > 1 or (hosts == 0 and not self.http10):
@@ -191,6 +188,15 @@ class HeadParser:
         self.length = int(length) if length else 0
         if not self.target.startswith(b"/") or b"#" in self.target:
             self._odd_target()
+
+    def _about_the_connection(self, name: bytes, value: bytes) -> None:
+        """Heed Connection and Expect."""
+        if name == b"expect":
+            if value != b"100-continue":
+                raise BadRequest(417, "expectation_failed", "only Expect: 100-continue can be met")
+            self.expects = not self.http10
+        elif b"close" in [token.strip() for token in value.split(b",")]:
+            self.keep_alive = False
 
     def _odd_target(self) -> None:
         """Bring the target into origin-form; refuse what has none."""
@@ -207,8 +213,14 @@ class HeadParser:
         # RFC 9112, 3.2.2: the target's authority counts, and not the Host field.
         self.fields = [(n, absolute[1] if n == b"host" else v) for n, v in self.fields]
 
+    def length_line(self) -> bytes:
+        """Say how long the body is, as the client said it."""
+        if self.chunked:
+            return b"transfer-encoding: chunked\r\n"
+        return b"content-length: %d\r\n" % self.length
+
     def feed(self, data: bytes, *, last: bool) -> None:
-        """Show llhttp a piece of a chunked body as we cut it; raise BadRequest if it sees another end than we do."""
+        """Show llhttp a piece of a chunked body as we cut it; raise BadRequest if it sees another end."""
         if not self._agree:
             return
         try:

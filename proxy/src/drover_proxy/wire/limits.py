@@ -19,7 +19,10 @@ what one read brought and the kernel didn't take: uvloop reads 250 KiB at a time
 """
 
 WRITE_HIGH_BYTES = 0
-"""High-water mark of a transport's write buffer: as soon as one byte is left over, the other side isn't read."""
+"""High-water mark of a transport's write buffer: while a byte is left over, the other side isn't read."""
+
+WRITE_HIGH_BYTES_TLS = 1
+"""The same for TLS: uvloop's TLS counts the mark itself as too much, and 0 would never be low enough."""
 
 PIPELINED_BYTES = 64 * KIB
 """What a client may send ahead while its request is being answered.
@@ -49,9 +52,6 @@ CHUNK_LINE_BYTES = 256
 TRAILER_BYTES = 8 * KIB
 """Longest trailer section of a request. Trailers are checked, and passed on in streamed bodies only."""
 
-LEADING_CRLF = 1
-"""Empty lines allowed before a request line: RFC 9112, section 2.2, asks a server to ignore at least one."""
-
 ANSWER_HEAD_BYTES = 64 * KIB
 """Longest head of an upstream's answer. Ollama's are under 300 bytes; nginx gives up at 4 or 8 KiB."""
 
@@ -62,7 +62,7 @@ POOL_IDLE_SECONDS = 60.0
 """How long an idle upstream connection is kept. Go's server (Ollama) keeps them for ever, nginx for 60 s."""
 
 STALE_SECONDS = 1.0
-"""A reused connection closed this soon after the request was sent, and before any byte came, was already dead.
+"""A reused connection closed this soon after the request, and before any byte came, was already dead.
 
 It is the race every keep-alive client knows, and the request goes out once more on a fresh connection.
 Later than this the upstream may have begun to work, and only the handler may decide to try again.
@@ -92,7 +92,7 @@ class Limits:
     first_byte_timeout: float | None = None
     """From the request sent to the first byte of the answer. Off: a long prompt takes minutes to read."""
     stall_timeout: float | None = 300.0
-    """Longest silence in an answer that has begun, also of a client that doesn't read. Stuck runners never end it."""
+    """Longest silence in an answer that has begun, also of a client that doesn't read."""
     max_connections: int = 20_000
     """Client connections in all; beyond: 503 and closed. Keep it below the limit of file descriptors."""
     max_connections_per_client: int | None = None

@@ -8,7 +8,7 @@ import socket
 import struct
 from typing import TYPE_CHECKING
 
-from drover_proxy.wire.limits import LINGER_SECONDS, WRITE_HIGH_BYTES
+from drover_proxy.wire.limits import LINGER_SECONDS, WRITE_HIGH_BYTES, WRITE_HIGH_BYTES_TLS
 
 if TYPE_CHECKING:
     from drover_proxy.wire.server import Server
@@ -62,7 +62,8 @@ class Link(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin."""
         self.transport = transport  # type: ignore[assignment] # a stream's: asyncio can't say so
-        self.transport.set_write_buffer_limits(WRITE_HIGH_BYTES)
+        tls = transport.get_extra_info("sslcontext") is not None
+        self.transport.set_write_buffer_limits(WRITE_HIGH_BYTES_TLS if tls else WRITE_HIGH_BYTES, 0)
         name = transport.get_extra_info("peername")
         self.peer = name[0] if isinstance(name, tuple) else "unix"
         self.deadline = self.server.clock() + self.limits.head_timeout
@@ -93,7 +94,7 @@ class Link(asyncio.Protocol):
             self.transport.close()
 
     def reset(self) -> None:
-        """Close so that the client sees an error: there is no other mark of where its answer should have ended."""
+        """Close so that the client sees an error: nothing else marks where its answer should have ended."""
         self.phase = Phase.CLOSING
         sock = self.transport.get_extra_info("socket")
         if sock is not None and sock.family != socket.AF_UNIX:

@@ -83,7 +83,7 @@ class Relay:
         self._upload_began = False
         self._sent_at = 0.0
         if exchange.plan is STREAM:
-            framing, self._body = self._client.upload_framing() + b"\r\n", b""
+            framing, self._body = self._client.parser.length_line() + b"\r\n", b""
         elif body or exchange.method in WITH_BODY:
             framing, self._body = b"content-length: %d\r\n\r\n" % len(body), body
         else:
@@ -123,7 +123,7 @@ class Relay:
             self._dialing = self._upstream.pool.dial(self, self._limits.connect_timeout)
 
     def dialed(self, connection: UpstreamConnection) -> None:
-        """Take the connection that was dialled for, unless the request has ended in this very turn of the loop."""
+        """Take the connection that was dialled for, unless the request has ended meanwhile."""
         if self.exchange.relay is self:
             self.connected(connection)
         else:

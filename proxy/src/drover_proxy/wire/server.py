@@ -22,8 +22,8 @@ BACKLOG = 1024
 class Server:
     """Serves HTTP/1.1 and hands each request to a handler.
 
-    Counts for metrics: `connections` (open now), `accepted`, `requests`, `outcomes` (by Kind), `refusals` (by code:
-    heads that never became an exchange, and clients turned away).
+    Counts for metrics: `connections` (open now), `accepted`, `requests`, `outcomes` (by Kind), `refusals` (by
+    code: heads that never became an exchange, and clients turned away).
     """
 
     def __init__(self, handler: Handler, limits: Limits | None = None) -> None:

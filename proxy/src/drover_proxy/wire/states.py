@@ -1,7 +1,8 @@
 """The life of a request: states, events, and the one table of what may follow what.
 
-`NEXT[state][event]` is the state that follows; an event that has no place in a state raises `IllegalTransition`
-and leaves everything as it was. The diagram in the documentation is generated from `TRANSITIONS` by `mermaid()`.
+`NEXT[state][event]` is the state that follows; an event that has no place in a state raises
+`IllegalTransition` and leaves everything as it was. The documentation's diagram is made from `TRANSITIONS` by
+`mermaid()`.
 
     BODY      the head is whole and with the handler; the body is being read (or there is none to wait for)
     HELD      everything is here; the handler decides, queues, loads: `forward` or `respond` is yet to come

@@ -25,8 +25,8 @@ _NOT_CONNECTED = asyncio.Transport()
 class UpstreamConnection(asyncio.Protocol):
     """One connection to one upstream. While `relay` is None it is idle in its pool.
 
-    It is never half-closed: Ollama leaks what a half-closed client left behind. It ends by `transport.abort()`,
-    and so in the same turn of the loop.
+    It is never half-closed: Ollama leaks what a half-closed client left behind. It ends by
+    `transport.abort()`, and so in the same turn of the loop.
     """
 
     __slots__ = (
@@ -142,7 +142,7 @@ class UpstreamConnection(asyncio.Protocol):
     def at_chunk_boundary(self) -> bool:
         """Say whether a chunk may be added here; the parser is spoilt afterwards.
 
-        llhttp knows but doesn't tell, so it is asked by a last chunk: only between chunks that ends the message.
+        llhttp knows but doesn't tell, so it is shown a last chunk: only between chunks that ends the message.
         """
         if self.framing is not CHUNKED or not self.line_end or self.complete:
             return False
