@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from drover_proxy.core import CoreConfig, Gpu, Instance, LoadLimits, Profile, QueueLimits, Scheduler
 from drover_proxy.core import commands as c
 from drover_proxy.core import events as e
+from drover_proxy.core.state import LIVE
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -387,7 +388,7 @@ class World(RuleBasedStateMachine):
         self.counter += 1
         self.withdrawals[self.counter] = name
         self.unseen = set(self.running) - {
-            tuple(key) for key, runner in self.core.state.runners.items() if runner.state.value != "absent"
+            tuple(key) for key, runner in self.core.state.runners.items() if runner.state in LIVE
         }
         self.send(e.WithdrawModel(self.counter, name))
 

@@ -140,6 +140,14 @@ def test_projector_tensors_are_summed():
     assert result.weights_bytes - footprint(plain, context=4096).weights_bytes == 2 * MIB
 
 
+def test_the_vocabulary_is_that_of_the_embedding():
+    """The embedding's tensor knows the vocabulary better than a list of tokens that may be cut."""
+    keys = {**LLAMA32_3B.hyperparameters, "llama.vocab_size": 3}
+    cut = replace(LLAMA32_3B, hyperparameters=keys, tensors=LLAMA32_TENSORS)
+    whole = replace(LLAMA32_3B, tensors=LLAMA32_TENSORS)
+    assert footprint(cut, context=4096) == footprint(whole, context=4096)
+
+
 def test_encoder_has_no_cache_and_no_logits():
     """An embedding model takes its weights, activations and CUDA's own."""
     result = footprint(replace(NOMIC, size_bytes=274_302_450), context=2048, slots=1)

@@ -179,11 +179,8 @@ def _compute(info: ModelInfo, context: int, batch: int, *, flash_attention: bool
 
 
 def _vocabulary(info: ModelInfo, embedding: int) -> int | None:
-    named = info.hyperparameter("vocab_size")
-    if isinstance(named, int):
-        return named
     for tensor in info.tensors:
         if tensor.name == "token_embd.weight" and embedding:
             return tensor.elements // embedding
-    tokens = info.hyperparameters.get("tokenizer.ggml.tokens")
-    return len(tokens) if isinstance(tokens, list | tuple) else None
+    named = info.hyperparameter("vocab_size")
+    return named if isinstance(named, int) else None
