@@ -8,13 +8,14 @@ from typing import Any
 
 from drover import catalogue
 from drover.checks import Finding
+from drover.serving_rules import serving_checks
 
 DIGEST = re.compile("[0-9a-f]{64}")
 
 
 def cross_checks(merged: Mapping[str, Any]) -> Iterator[Finding]:
     """Yield what is wrong between variables; called only when each alone is right."""
-    for rule in (_mirror, _driver, _ollama, _models, _proxy):
+    for rule in (_mirror, _driver, _ollama, _models, _proxy, serving_checks):
         yield from rule(merged)
 
 

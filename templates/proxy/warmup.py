@@ -22,6 +22,8 @@ DONE = Path(os.environ.get("DROVER_WARMED", "/run/drover-warmup/done.json"))
 STARTED = Path(os.environ.get("DROVER_STARTED", "/run/drover/started"))
 READY_SECONDS = 300
 LOAD_SECONDS = 3600
+SETTLE_SECONDS = 30
+SETTINGS = Path(os.environ.get("DROVER_INSTANCES", "/etc/drover/ollama"))
 
 
 def call(url: str, body: dict[str, Any] | None, timeout_seconds: float) -> tuple[int, dict[str, Any]]:
@@ -62,8 +64,7 @@ def load(wanted: dict[str, Any]) -> int:
     running = instances()
     failed = False
     for model in wanted["models"]:
-        status, answer = call(f"{wanted['admin']}/drover/v1/warm", {"models": [model]}, LOAD_SECONDS)
-        result = (answer.get("models") or [{}])[0]
+        status, result = warm(wanted["admin"], model)
         if status == 200:
             print(
                 f"warmup: {model} is warm on {result.get('instance')} after {result.get('seconds')} s",
@@ -71,7 +72,7 @@ def load(wanted: dict[str, Any]) -> int:
             )
         else:
             failed = True
-            why = result.get("message") or answer.get("error") or "no reason given"
+            why = result.get("message") or result.get("error") or "no reason given"
             print(f"warmup: {model} could not be loaded: {why}", file=sys.stderr, flush=True)
     if failed:
         return 1
@@ -79,6 +80,29 @@ def load(wanted: dict[str, Any]) -> int:
     new.write_text(json.dumps({"models": wanted["models"], "instances": running}))
     new.replace(DONE)
     return 0
+
+
+def warm(admin: str, model: str) -> tuple[int, dict[str, Any]]:
+    """Have the proxy load a model, and see that Ollama lists it: the proxy may not know yet of a restart."""
+    end = time.monotonic() + SETTLE_SECONDS
+    while True:
+        status, answer = call(f"{admin}/drover/v1/warm", {"models": [model]}, LOAD_SECONDS)
+        result = (answer.get("models") or [answer])[0]
+        if status != 200 or is_loaded(model, str(result.get("instance"))) or time.monotonic() >= end:
+            return status, result
+        time.sleep(0.5)
+
+
+def is_loaded(model: str, instance: str) -> bool:
+    """Ask the instance itself, at the address in its file."""
+    try:
+        lines = (SETTINGS / f"{instance}.env").read_text().splitlines()
+    except OSError:
+        return True  # an instance that isn't ours to ask
+    address = next((line.partition("=")[2] for line in lines if line.startswith("OLLAMA_HOST=")), "")
+    _status, answer = call(f"http://{address}/api/ps", None, 10)
+    names = {entry["name"] for entry in answer.get("models") or []}
+    return model in names or f"{model}:latest" in names
 
 
 def check(wanted: dict[str, Any]) -> int:
