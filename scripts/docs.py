@@ -3,7 +3,8 @@
     python scripts/docs.py            write the pages
     python scripts/docs.py --check    exit 1 and name the pages that are out of date
 
-variables.md comes from roles/*/meta/argument_specs.yml and roles/*/defaults/main.yml; cli.md from `--help`.
+variables.md comes from roles/*/meta/argument_specs.yml and roles/*/defaults/main.yml; cli.md from `--help`;
+proxy-config.md from the schema of the proxy's configuration.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from drover_proxy.config.page import page as proxy_config
 
 PROJECT = Path(__file__).resolve().parent.parent
 REFERENCE = PROJECT / "docs" / "reference"
@@ -113,7 +115,11 @@ def cli() -> str:
     return "\n".join(page)
 
 
-PAGES: dict[str, Callable[[], str]] = {"variables.md": variables, "cli.md": cli}
+PAGES: dict[str, Callable[[], str]] = {
+    "variables.md": variables,
+    "cli.md": cli,
+    "proxy-config.md": proxy_config,
+}
 
 
 def main() -> int:

@@ -52,7 +52,7 @@ def _add_keys(commands: Any) -> None:
         "add",
         help="make a key",
         description="Make a key and print it, once: the file keeps only its SHA-256. "
-        "A running proxy takes it at its next reload, and one that gets its keys as a systemd credential at its "
+        "A running proxy takes it at its next reload; one that has its keys as a systemd credential, at its "
         "next restart, which loses no request.",
     )
     add.add_argument("name", help="what logs and metrics call the key")
