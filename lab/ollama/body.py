@@ -89,6 +89,11 @@ def _complaint(error: json.JSONDecodeError, rest: str) -> str:
     return f"invalid character '{shown}' {where}"
 
 
+def json_kind(value: object) -> str:
+    """What Go calls a JSON value."""
+    return _KINDS.get(type(value), "value")
+
+
 def decode(
     raw: bytes, struct: str, fields: dict[str, str], empty: str = "missing request body"
 ) -> dict[str, Any]:

@@ -32,7 +32,11 @@ def sampling(data: dict[str, Any]) -> dict[str, Any]:
     stop = data.get("stop")
     if stop is not None:
         options["stop"] = (
-            [stop] if isinstance(stop, str) else [item for item in stop if isinstance(item, str)]
+            [stop]
+            if isinstance(stop, str)
+            else [item for item in stop if isinstance(item, str)]
+            if isinstance(stop, list)
+            else []
         )
     return options
 
@@ -56,12 +60,16 @@ def wants_usage(data: dict[str, Any]) -> bool:
 
 async def chat_completions(context: Context, request: Request, answer: Answer) -> None:
     """POST /v1/chat/completions."""
+    request.in_handler = False
     data = decode(await request.body(), "openai.ChatCompletionRequest", V1_CHAT, empty="EOF")
     messages = data.get("messages") or []
     if not messages:
         raise Refused(400, "[] is too short - 'messages'")
     for message in messages:
         content = message.get("content") if isinstance(message, dict) else 0
+        for part in content if isinstance(content, list) else ():
+            if not isinstance(part, dict) or part.get("type") not in {"text", "image_url", "input_audio"}:
+                raise Refused(400, "invalid message format")
         if not isinstance(content, str | list) and not (content is None and message.get("tool_calls")):
             kind = {type(None): "<nil>", dict: "map[string]interface {}"}.get(type(content), "float64")
             raise Refused(400, f"invalid message content type: {kind}")
@@ -75,14 +83,18 @@ async def chat_completions(context: Context, request: Request, answer: Answer) -
     )
     dialect = OpenAiChat(ask, include_usage=wants_usage(data))
     missing = (404, f"model '{name}' not found") if name else (400, "model is required")
-    await chat_with(context, request, answer, (ask, missing, thinking(data), dialect))
+    effort = thinking(data)
+    request.in_handler = True
+    await chat_with(context, request, answer, (ask, missing, effort, dialect))
 
 
 async def completions(context: Context, request: Request, answer: Answer) -> None:
     """POST /v1/completions."""
+    request.in_handler = False
     data = decode(await request.body(), "openai.CompletionRequest", V1_COMPLETION, empty="EOF")
     name = data.get("model") or ""
     ask = Ask(name, data.get("prompt") or "", sampling(data), stream=bool(data.get("stream")))
+    request.in_handler = True
     model = context.find(name, (404, f"model '{name}' not found"))
     dialect = OpenAiCompletion(ask, include_usage=wants_usage(data))
     check_capabilities(model, ask, "generate", ["insert"] if data.get("suffix") else [], None)
@@ -92,14 +104,17 @@ async def completions(context: Context, request: Request, answer: Answer) -> Non
 
 async def embeddings(context: Context, request: Request, answer: Answer) -> None:
     """POST /v1/embeddings."""
+    request.in_handler = False
     data = decode(await request.body(), "openai.EmbedRequest", V1_EMBED, empty="EOF")
     form = str(data.get("encoding_format") or "float").lower()
     if form not in {"float", "base64"}:
         raise Refused(400, f"Invalid value for 'encoding_format' = {data.get('encoding_format')}. "
                            "Supported values: ['float', 'base64'].")  # fmt: skip
-    texts = inputs_of(data)
-    if not texts:
+    given = data.get("input")
+    if given is None or given == []:
         raise Refused(400, "invalid input")
+    request.in_handler = True
+    texts = [""] if given == "" else inputs_of(data)
     ask = Ask(data.get("model") or "", "", {})
     vectors, tokens, _, _ = await embed_vectors(
         context, request, ask, texts, int(data.get("dimensions") or 0)
@@ -139,8 +154,9 @@ async def models(context: Context, request: Request, answer: Answer) -> None:
 async def model(context: Context, request: Request, answer: Answer) -> None:
     """GET /v1/models/NAME."""
     text = request.parameters["model"]
-    found = context.find(text, (404, f"model '{text}' not found"))
     name = names.parse(text)
+    shown = name.shortest if name else text
+    found = context.find(text, (404, f"model '{shown}' not found"))
     owner = name.namespace if name else "library"
     entry = {"id": text, "object": "model", "created": int(found.modified_at), "owned_by": owner}
     answer.json(200, entry, JSON, b"\n")

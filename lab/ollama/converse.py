@@ -27,13 +27,13 @@ class Context:
         self.store = Store(settings.models)
         self.scheduler = Scheduler(settings, knobs)
 
-    def find(self, text: str, missing: tuple[int, str]) -> Stored:
+    def find(self, text: str, missing: tuple[int, str], cloud: str = "remote model is unavailable") -> Stored:
         """A model by the name in a request; `missing` is what to answer when there is none."""
         name = names.parse(text)
         if name is None:
-            raise Refused(*missing)
+            raise Refused(400, "invalid model name") if text else Refused(*missing)
         if name.is_cloud:
-            raise Refused(403, "ollama cloud is disabled: remote model is unavailable")
+            raise Refused(403, f"ollama cloud is disabled: {cloud}")
         try:
             return self.store.load(name)
         except MissingError:

@@ -11,8 +11,8 @@ from lab.ollama import gguf, names
 from lab.ollama.body import CREATE, Refused, decode
 from lab.ollama.catalogue import LICENSE_LAYER, MODEL_LAYER, PARAMS_LAYER, TEMPLATE_LAYER
 from lab.ollama.converse import Context
-from lab.ollama.gotext import human_number, quoted
-from lab.ollama.http import Answer, Request
+from lab.ollama.gotext import human_number
+from lab.ollama.http import Answer, Request, dumps
 from lab.ollama.progress import ProgressError, Say, report
 from lab.ollama.pull_api import pull_model
 from lab.ollama.store import (
@@ -43,7 +43,7 @@ async def create(context: Context, request: Request, answer: Answer) -> None:
 
     async def work(say: Say) -> None:
         layers, config = await _base(context, data, say)
-        if not data.get("from") and data.get("quantize"):
+        if data.get("quantize"):
             _check_quantization(str(data["quantize"]), config)
         created = _with_changes(context, data, layers)
         for layer, status in created:
@@ -78,21 +78,21 @@ async def _base(
     if data.get("files") is None:
         raise ProgressError("neither 'from' or 'files' was specified", 400)
     if not data["files"]:
-        raise ProgressError("no files provided to convert", 400)
+        raise ProgressError("unknown type", 400)
     layers: list[tuple[Layer, str]] = []
     header = gguf.Header({}, ())
-    for path, digest in data["files"].items():
-        layer, header = await _from_file(context, path, digest, say)
+    for digest in data["files"].values():
+        layer, header = await _from_file(context, digest, say)
         layers.append((replace(layer, media_type=MODEL_LAYER), "using existing layer"))
-    for path, digest in (data.get("adapters") or {}).items():
-        layer, _ = await _from_file(context, path, digest, say)
+    for digest in (data.get("adapters") or {}).values():
+        layer, _ = await _from_file(context, digest, say)
         layers.append((replace(layer, media_type=ADAPTER_LAYER), "using existing layer"))
     return layers, {
         "model_format": "gguf",
         "model_family": header.architecture,
         "model_families": [header.architecture],
         "model_type": human_number(header.parameters),
-        "file_type": gguf.FILE_TYPES.get(int(str(header.keys.get("general.file_type", -1))), "unknown"),
+        "file_type": header.file_type if header.file_type != "F32" else "unknown",  # as the original has it
     }
 
 
@@ -107,19 +107,16 @@ async def _from_model(
     except MissingError:
         await pull_model(context, name, insecure=False, say=say)
         base = context.store.load(name)
-    layers = []
-    for layer in base.layers:
-        origin = base.name.shortest if layer.media_type == MODEL_LAYER else ""
-        layers.append((replace(layer, origin=origin or layer.origin), "using existing layer"))
+    layers = [(replace(layer, origin=base.name.shortest), "using existing layer") for layer in base.layers]
     config = {key: value for key, value in base.config.items() if key not in {"rootfs", "architecture", "os"}}
     return layers, config
 
 
-async def _from_file(context: Context, path: str, digest: str, say: Say) -> tuple[Layer, gguf.Header]:
+async def _from_file(context: Context, digest: str, say: Say) -> tuple[Layer, gguf.Header]:
+    say({"status": "parsing GGUF"})
     if not valid_digest(digest):
         raise ProgressError("invalid digest format")
     blob = context.store.blob_path(digest)
-    say({"status": "parsing GGUF"})
     if not blob.exists():
         raise ProgressError(f"open {blob}: no such file or directory")
     try:
@@ -130,11 +127,12 @@ async def _from_file(context: Context, path: str, digest: str, say: Say) -> tupl
                             400 if "magic" in text else 500) from error  # fmt: skip
     say({"status": "validating GGUF model"})
     say({"status": "verifying conversion"})
-    return Layer(MODEL_LAYER, digest.replace("-", ":").lower(), blob.stat().st_size, path), header
+    return Layer(MODEL_LAYER, digest.replace("-", ":").lower(), blob.stat().st_size), header
 
 
 def _json(value: Any) -> bytes:
-    return json.dumps(value, separators=(",", ":"), sort_keys=True, ensure_ascii=False).encode() + b"\n"
+    """As Go writes a map: its keys in order."""
+    return dumps(dict(sorted(value.items())) if isinstance(value, dict) else value) + b"\n"
 
 
 def _with_changes(
@@ -151,7 +149,7 @@ def _with_changes(
 
     if template := data.get("template"):
         if template.count("{{") != template.count("}}"):
-            raise ProgressError(f"template error: template: :1: unclosed action ({quoted(template)})", 400)
+            raise ProgressError("template error: template: :1: unclosed action", 400)
         put(TEMPLATE_LAYER, template.encode())
     if system := data.get("system"):
         put(SYSTEM_LAYER, system.encode())
@@ -166,5 +164,6 @@ def _with_changes(
     if parameters:
         put(PARAMS_LAYER, _json(parameters))
     if messages := data.get("messages"):
-        put(MESSAGES_LAYER, _json(messages))
+        said = [{"role": item.get("role", ""), "content": item.get("content", "")} for item in messages]
+        put(MESSAGES_LAYER, _json(said))
     return layers

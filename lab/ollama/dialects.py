@@ -215,14 +215,12 @@ class OpenAi(Dialect):
         return dumps(openai_error(status, message)) + b"\n", JSON
 
     def _chunk(self, choices: list[dict[str, Any]], model: str | None = None, **more: Any) -> bytes:
-        found = {
-            "id": self.id,
-            "object": self.kind,
-            "created": self.created,
-            "model": self.ask.model if model is None else model,
-            "system_fingerprint": "fp_ollama",
-            "choices": choices,
-        }
+        begin = {"id": self.id, "object": self.kind, "created": self.created}
+        named = {"model": self.ask.model if model is None else model, "system_fingerprint": "fp_ollama"}
+        if self.kind == "text_completion":
+            found = {**begin, "choices": choices, **named}
+        else:
+            found = {**begin, **named, "choices": choices}
         return b"data: " + dumps(found | more) + b"\n\n"
 
     def loaded(self, reason: str) -> dict[str, Any]:

@@ -85,6 +85,11 @@ class Header:
         return int(value)
 
     @property
+    def file_type(self) -> str:
+        """How the weights are quantised, such as `Q4_K_M`."""
+        return FILE_TYPES.get(int(str(self.keys.get("general.file_type", -1))), "unknown")
+
+    @property
     def tensor_bytes(self) -> int:
         """Σ of the tensors' sizes."""
         return sum(tensor.size_bytes for tensor in self.tensors)
@@ -166,7 +171,17 @@ class _Reader:
         if form is None:
             raise NotGgufError(f"invalid GGUF value type {kind}")
         value: Scalar = struct.unpack("<" + form, self.raw(struct.calcsize("<" + form)))[0]
-        return value
+        return _shortest(value) if form == "f" and isinstance(value, float) else value
+
+
+def _shortest(value: float) -> float:
+    """The number of fewest digits that a 32-bit float stands for, as Go prints it: 1e-05."""
+    raw = struct.pack("<f", value)
+    for digits in range(6, 9):
+        short = float(f"{value:.{digits}g}")
+        if struct.pack("<f", short) == raw:
+            return short
+    return value
 
 
 def read(path: Path) -> Header:

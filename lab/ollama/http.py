@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
 from email.utils import formatdate
 from typing import Any
@@ -50,6 +51,7 @@ class Request:
         self.path = unquote(raw_path)
         self.headers: dict[str, str] = {}
         self.parameters: dict[str, str] = {}
+        self.in_handler = True  # false while a dialect's own middleware looks at the request
 
     @property
     def gone(self) -> asyncio.Event:
@@ -276,6 +278,9 @@ class Connection(asyncio.Protocol):
             self.transport.write(b"HTTP/1.1 " + text + b"\r\n" + kind + text)
         except ConnectionError:
             pass
+        except Exception as error:  # noqa: BLE001 - one broken request must not hang its client
+            log.error(f"panic serving {self.client}: {error!r}", source="server.go:3301")
+            traceback.print_exc()
         self.transport.close()
 
     async def _serve_one(self) -> None:

@@ -6,6 +6,7 @@ A marker in the prompt controls one request: `[[tokens=50 rate=20 crash_after=5 
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import time
 from collections.abc import AsyncIterator
@@ -80,6 +81,7 @@ class Ask:
     think: bool = False
     empty: bool = False  # nothing to answer: only load
     raw: bool = False
+    problem: str = ""  # found out only when the answer begins
 
 
 @dataclass
@@ -225,10 +227,12 @@ class Generation:
             self.runner.slots.release()
 
     async def _inside(self, gone: asyncio.Event) -> AsyncIterator[Piece]:
+        if self.ask.problem:
+            raise Refused(500, self.ask.problem)
         if status := int(self.marks.get("error_status", 500 if "error" in self.marks else 0)):
             text = self.marks.get("error_text", self.marks.get("error", "made-up failure")).replace("_", " ")
-            raw = f'{{"error": {{"code": {status}, "message": "{text}", "type": "server_error"}}}}'
-            raise Refused(status, raw)
+            error = {"error": {"code": status, "message": text, "type": "server_error"}}
+            raise Refused(status, json.dumps(error, separators=(",", ":")))
         started = time.monotonic()
         seconds = self.prompt_tokens / self.prompt_rate + float(self.marks.get("prompt_s", 0))
         await pause(seconds, gone)

@@ -26,6 +26,8 @@ async def tags(context: Context, request: Request, answer: Answer) -> None:
 
 def _tag(model: Stored) -> dict[str, Any]:
     details = model.details()
+    if details["quantization_level"] == "unknown":
+        details["quantization_level"] = model.header.file_type
     lengths = {
         "context_length": model.header.number("context_length"),
         "embedding_length": model.header.number("embedding_length"),
@@ -118,7 +120,7 @@ async def show(context: Context, request: Request, answer: Answer) -> None:
         raise Refused(400, "model is required")
     parsed = names.parse(text)
     shown = parsed.shortest if parsed else text
-    model = context.find(text, (404, f"model '{shown}' not found"))
+    model = context.find(text, (404, f"model '{shown}' not found"), "remote model details are unavailable")
     header, verbose = model.header, bool(data.get("verbose"))
     info: dict[str, Any] = {
         key: value if verbose or not isinstance(value, list) else None for key, value in header.keys.items()
@@ -192,7 +194,11 @@ def _digest(request: Request) -> str:
 
 async def head_blob(context: Context, request: Request, answer: Answer) -> None:
     """HEAD /api/blobs/DIGEST."""
-    answer.whole(200 if context.store.blob_path(_digest(request)).exists() else 404)
+    digest = _digest(request)
+    if context.store.blob_path(digest).exists():
+        answer.whole(200)
+    else:
+        answer.error(404, f"blob {quoted(digest)} not found")
 
 
 async def put_blob(context: Context, request: Request, answer: Answer) -> None:

@@ -22,7 +22,6 @@ class Name:
     namespace: str
     model: str
     tag: str
-    scheme: str = "https"
 
     @property
     def shortest(self) -> str:
@@ -54,9 +53,7 @@ class Name:
 
 def parse(text: str) -> Name | None:
     """Read a name as a user writes it; None when it is none."""
-    scheme = "https"
-    if "://" in text:
-        scheme, _, text = text.partition("://")
+    text = text.partition("://")[2] if "://" in text else text  # a scheme is accepted, and means nothing
     pieces = text.split("/")
     if len(pieces) > 3 or not text:
         return None
@@ -66,6 +63,6 @@ def parse(text: str) -> Name | None:
         host, namespace = pieces[0], pieces[1]
     elif len(pieces) == 2:
         namespace = pieces[0]
-    name = Name(host, namespace, model, tag if mark else DEFAULT_TAG, scheme)
+    name = Name(host, namespace, model, tag if mark else DEFAULT_TAG)
     valid = _HOST.match(host) and _NAMESPACE.match(namespace) and _PART.match(model) and _PART.match(name.tag)
     return name if valid else None

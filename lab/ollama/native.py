@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import math
 import time
 from typing import Any
 
-from lab.ollama.body import CHAT, EMBED, EMBEDDING, GENERATE, Refused, decode
+from lab.ollama.body import CHAT, EMBED, EMBEDDING, GENERATE, Refused, decode, json_kind
 from lab.ollama.converse import Context, acquire, check_capabilities, converse
 from lab.ollama.dialects import Chat, Dialect, Generate
 from lab.ollama.gotext import keep_alive_seconds, quoted
@@ -18,6 +19,7 @@ from lab.ollama.store import Stored
 
 NO_EMBEDDINGS = "This server does not support embeddings. Start it with `--embeddings`"
 _THINK_LEVELS = ("low", "medium", "high", "max")
+_THINK_VALUES = '"high", "medium", "low", "max", true, or false'
 
 
 def keep_alive_of(data: dict[str, Any]) -> float | None:
@@ -34,22 +36,32 @@ def think_of(data: dict[str, Any]) -> object:
     if isinstance(think, str) and think not in _THINK_LEVELS:
         raise Refused(
             400,
-            f'invalid think value: {quoted(think)} (must be "high", "medium", "low", "max", true, or false)',
+            f"invalid think value: {quoted(think)} (must be {_THINK_VALUES})",
         )
     if think is not None and not isinstance(think, bool | str):
-        raise Refused(400, "think must be a boolean or string")
+        raise Refused(400, f"think must be a boolean or string ({_THINK_VALUES})")
     return think
+
+
+def _check_message(message: object) -> None:
+    """Refuse a message that isn't an object, or whose role is no text."""
+    if not isinstance(message, dict):
+        kind = json_kind(message)
+        where = "ChatRequest.messages of type api.Alias"
+        raise Refused(400, f"json: cannot unmarshal {kind} into Go struct field {where}")
+    for field, allowed in (("role", str), ("content", str | list)):
+        value = message.get(field)
+        if value is not None and not isinstance(value, allowed):
+            kind = json_kind(value)
+            where = f"ChatRequest.messages.{field} of type string"
+            raise Refused(400, f"json: cannot unmarshal {kind} into Go struct field {where}")
 
 
 def messages_text(messages: list[Any]) -> str:
     """All that the messages say, as one prompt."""
     parts = []
     for message in messages:
-        if not isinstance(message, dict):
-            raise Refused(
-                400,
-                "json: cannot unmarshal string into Go struct field ChatRequest.messages of type api.Message",
-            )
+        _check_message(message)
         content = message.get("content") or ""
         if isinstance(content, list):
             content = " ".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
@@ -57,17 +69,32 @@ def messages_text(messages: list[Any]) -> str:
     return "\n".join(parts)
 
 
-def _check_format(data: dict[str, Any]) -> None:
+def _format_problem(data: dict[str, Any]) -> str:
+    """What is wrong with the wanted format; the original finds it out behind its stream."""
     form = data.get("format")
-    if form not in {None, "", "json"} if not isinstance(form, dict) else False:
-        raise Refused(
-            500, f'invalid format: {quoted(str(form))}; expected "json" or a valid JSON Schema object'
-        )
+    if isinstance(form, dict) or form in {None, "", "json"}:
+        return ""
+    return f'invalid format: {quoted(str(form))}; expected "json" or a valid JSON Schema object'
+
+
+def _check_range(data: dict[str, Any]) -> None:
+    if not 0 <= (data.get("top_logprobs") or 0) <= 20:
+        raise Refused(400, "top_logprobs must be between 0 and 20")
+
+
+def _check_images(data: dict[str, Any]) -> None:
+    try:
+        for image in data.get("images") or []:
+            base64.b64decode(str(image), validate=True)
+    except ValueError:
+        raise Refused(400, "illegal base64 data at input byte 0") from None
 
 
 async def generate(context: Context, request: Request, answer: Answer) -> None:
     """POST /api/generate."""
     data = decode(await request.body(), "api.GenerateRequest", GENERATE)
+    _check_range(data)
+    _check_images(data)
     name = data.get("model") or ""
     ask = Ask(
         model=name,
@@ -86,10 +113,12 @@ async def generate(context: Context, request: Request, answer: Answer) -> None:
         return
     if ask.raw and (data.get("template") or data.get("system") or data.get("context")):
         raise Refused(400, "raw mode does not support template, system, or context")
+    template = data.get("template") or ""
+    if template.count("{{") != template.count("}}"):
+        raise Refused(500, "template: :1: unclosed action")
     check_capabilities(model, ask, "generate", ["insert"] if data.get("suffix") else [], think)
     ask.empty = not ask.prompt
-    if not ask.empty:
-        _check_format(data)
+    ask.problem = _format_problem(data)
     await converse(context, request, answer, model, ask, dialect, data.get("shift"))
 
 
@@ -106,7 +135,9 @@ async def chat(context: Context, request: Request, answer: Answer) -> None:
         keep_alive_seconds=keep_alive_of(data),
         tools=data.get("tools") or [],
         empty=not messages,
+        problem=_format_problem(data),
     )
+    _check_range(data)
     missing = (404, f"model '{name}' not found") if name else (400, "model is required")
     think = think_of(data)
     await chat_with(context, request, answer, (ask, missing, think, Chat(ask)), data.get("shift"))
@@ -175,7 +206,10 @@ async def embed_vectors(
 ) -> tuple[list[list[float]], int, float, float]:
     """Embeddings of some texts, their number of tokens, and the seconds for all and for the load."""
     began = time.monotonic()
-    model = context.find(ask.model, (404, f"model {quoted(ask.model)} not found, try pulling it first"))
+    missing = (
+        f"model {quoted(ask.model)} not found, try pulling it first" if ask.model else "model '' not found"
+    )
+    model = context.find(ask.model, (404, missing))
     runner = await acquire(context, request, model, ask)
     loaded = time.monotonic()
     try:

@@ -38,8 +38,6 @@ async def pull_model(context: Context, name: Name, *, insecure: bool, say: Say) 
     store = context.store
     old = store.manifest_path(name)
     replaced = store.digests_of(old) if old else set()
-    if name.scheme == "http" and not insecure:
-        raise ProgressError("insecure protocol http")
     say({"status": "pulling manifest"})
     try:
         content = await asyncio.to_thread(fetch_manifest, name, insecure)

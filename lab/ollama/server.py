@@ -26,7 +26,7 @@ from lab.ollama.converse import Context
 from lab.ollama.dialects import JSON, openai_error
 from lab.ollama.gotext import gibibytes
 from lab.ollama.gpus import driver_version
-from lab.ollama.http import JSON_UTF8, Answer, Connection, Request, dumps
+from lab.ollama.http import JSON_UTF8, REASONS, Answer, Connection, Request, dumps
 from lab.ollama.stateless import anthropic_error
 
 Route = Callable[[Context, Request, Answer], Awaitable[None]]
@@ -127,6 +127,15 @@ def match(path: str) -> tuple[dict[str, Route], dict[str, str]]:
     return {}, {}
 
 
+def _redirect(request: Request, answer: Answer, status: int, target: str) -> None:
+    answer.extra.append(("Location", target))
+    if request.method == "GET":
+        text = f'<a href="{target}">{REASONS[status]}</a>.\n\n'
+        answer.whole(status, text.encode(), "text/html; charset=utf-8")
+    else:
+        answer.whole(status)
+
+
 class Server:
     """One `ollama serve`."""
 
@@ -203,12 +212,10 @@ class Server:
         wanted = clean + "/" if path.endswith("/") and clean != "/" else clean
         query = f"?{request.query}" if request.query else ""
         if wanted != path:
-            answer.extra.append(("Location", quote(wanted) + query))
-            answer.whole(307)
+            _redirect(request, answer, 307, quote(wanted) + query)
             return False
         if path != "/" and path.endswith("/") and match(clean)[0]:
-            answer.extra.append(("Location", quote(clean) + query))
-            answer.whole(301 if request.method == "GET" else 307)
+            _redirect(request, answer, 301 if request.method == "GET" else 307, quote(clean) + query)
             return False
         return True
 
@@ -220,10 +227,11 @@ class Server:
                 raise
             message = str(refusal)
             if request.path == "/v1/messages":
-                answer.json(refusal.status, anthropic_error(refusal.status, message), JSON, b"\n")
-            elif request.path.startswith("/v1/"):
-                kind = JSON_UTF8 if refusal.status == 400 else JSON
-                end = b"" if refusal.status == 400 else b"\n"
+                kind = JSON if request.in_handler else JSON_UTF8
+                answer.json(refusal.status, anthropic_error(refusal.status, message), kind)
+            elif request.path.startswith("/v1/") and not message.startswith("ollama cloud is disabled"):
+                kind = JSON if request.in_handler else JSON_UTF8
+                end = b"\n" if request.in_handler else b""
                 answer.whole(refusal.status, dumps(openai_error(refusal.status, message)) + end, kind)
             else:
                 answer.error(refusal.status, message)

@@ -7,7 +7,7 @@ import random
 import time
 from typing import Any
 
-from lab.ollama.body import Refused, decode
+from lab.ollama.body import Refused, decode, json_kind
 from lab.ollama.compat import thinking
 from lab.ollama.converse import Context
 from lab.ollama.dialects import JSON, SSE, Chat, Dialect, openai_error, openai_tool_calls
@@ -47,8 +47,9 @@ class Responses(Dialect):
     whole_end = b"\n"
     stream_headers = _NO_CACHE
 
-    def __init__(self, ask: Ask) -> None:
+    def __init__(self, ask: Ask, request: dict[str, Any]) -> None:
         super().__init__(ask)
+        self.request = request
         number = random.randrange(1_000_000)
         self.id, self.item = f"resp_{number}", f"msg_{number}"
         self.created = int(time.time())
@@ -59,9 +60,9 @@ class Responses(Dialect):
         return dumps(openai_error(status, message)) + b"\n", JSON
 
     def _emit(self, kind: str, **fields: Any) -> bytes:
-        data = {"type": kind, "sequence_number": self.count, **fields}
+        data = {**fields, "sequence_number": self.count, "type": kind}
         self.count += 1
-        return _event(data)
+        return _event(dict(sorted(data.items())))
 
     def _response(self, status: str, output: list[dict[str, Any]], stats: Stats | None) -> dict[str, Any]:
         usage = None
@@ -73,28 +74,41 @@ class Responses(Dialect):
                 "input_tokens_details": {"cached_tokens": 0},
                 "output_tokens_details": {"reasoning_tokens": 0},
             }
-        return {
+        given = self.request
+        found = {
             "id": self.id,
             "object": "response",
             "created_at": self.created,
+            "completed_at": int(time.time()) if status == "completed" else None,
             "status": status,
-            "error": None,
             "incomplete_details": None,
-            "instructions": None,
             "model": self.ask.model,
+            "previous_response_id": given.get("previous_response_id"),
+            "instructions": given.get("instructions"),
             "output": output,
+            "error": None,
+            "tools": given.get("tools") or [],
+            "tool_choice": given.get("tool_choice") or "auto",
+            "truncation": given.get("truncation") or "disabled",
             "parallel_tool_calls": True,
-            "previous_response_id": None,
-            "tool_choice": "auto",
-            "tools": self.ask.tools,
             "text": {"format": {"type": "text"}},
-            "temperature": 1,
-            "top_p": 1,
-            "truncation": "disabled",
-            "store": False,
-            "metadata": {},
+            "top_p": given.get("top_p", 1),
+            "presence_penalty": 0,
+            "frequency_penalty": 0,
+            "top_logprobs": 0,
+            "temperature": given.get("temperature", 1),
+            "reasoning": None,
             "usage": usage,
+            "max_output_tokens": given.get("max_output_tokens"),
+            "max_tool_calls": None,
+            "store": False,
+            "background": False,
+            "service_tier": "default",
+            "metadata": {},
+            "safety_identifier": None,
+            "prompt_cache_key": None,
         }
+        return dict(sorted(found.items())) if status == "in_progress" else found
 
     def _output(self, pieces: list[Piece]) -> list[dict[str, Any]]:
         text = "".join(piece.text for piece in pieces)
@@ -114,7 +128,14 @@ class Responses(Dialect):
 
     def _message(self, status: str, text: str | None) -> dict[str, Any]:
         content = [] if text is None else [self._part(text)]
-        return {"id": self.item, "type": "message", "status": status, "role": "assistant", "content": content}
+        found = {
+            "id": self.item,
+            "type": "message",
+            "status": status,
+            "role": "assistant",
+            "content": content,
+        }
+        return dict(sorted(found.items())) if status == "in_progress" else found
 
     @staticmethod
     def _part(text: str) -> dict[str, Any]:
@@ -130,7 +151,7 @@ class Responses(Dialect):
             + self._emit(
                 "response.output_item.added", output_index=0, item=self._message("in_progress", None)
             )
-            + self._emit("response.content_part.added", **where, part=self._part(""))
+            + self._emit("response.content_part.added", **where, part=dict(sorted(self._part("").items())))
         )
 
     def piece(self, piece: Piece) -> bytes:
@@ -186,15 +207,16 @@ class Messages(Dialect):
     def _message(
         self, content: list[dict[str, Any]], reason: str | None, tokens: tuple[int, int]
     ) -> dict[str, Any]:
-        return {
+        found: dict[str, Any] = {
             "id": self.id,
             "type": "message",
             "role": "assistant",
             "model": self.ask.model,
             "content": content,
-            "stop_reason": reason,
-            "usage": {"input_tokens": tokens[0], "output_tokens": tokens[1]},
         }
+        if reason:
+            found["stop_reason"] = reason
+        return found | {"usage": {"input_tokens": tokens[0], "output_tokens": tokens[1]}}
 
     def opening(self) -> bytes:
         """What a stream begins with."""
@@ -295,15 +317,20 @@ def _functions(tools: list[dict[str, Any]], parameters: str) -> list[dict[str, A
 
 def _input_text(given: object) -> str:
     """The prompt in a responses request: a string, or items with content."""
-    if isinstance(given, str):
-        return given
+    if given is None or isinstance(given, str):
+        return given or ""
     if not isinstance(given, list):
-        raise Refused(400, "input must be a string or array of input items")
+        raise Refused(
+            400,
+            "input must be a string or array: json: cannot unmarshal "
+            f"{json_kind(given)} into Go value of type []json.RawMessage",
+        )
     return messages_text([item for item in given if isinstance(item, dict)])
 
 
 async def responses(context: Context, request: Request, answer: Answer) -> None:
     """POST /v1/responses."""
+    request.in_handler = False
     data = decode(await request.body(), "openai.ResponsesRequest", _RESPONSES, empty="EOF")
     name = data.get("model") or ""
     options: dict[str, Any] = {}
@@ -318,11 +345,15 @@ async def responses(context: Context, request: Request, answer: Answer) -> None:
         tools=_functions(data.get("tools") or [], "parameters"),
     )
     missing = (404, f"model '{name}' not found") if name else (400, "model is required")
-    await chat_with(context, request, answer, (ask, missing, thinking(data), Responses(ask)))
+    ask.empty = not prompt
+    effort = thinking(data)
+    request.in_handler = True
+    await chat_with(context, request, answer, (ask, missing, effort, Responses(ask, data)))
 
 
 async def messages(context: Context, request: Request, answer: Answer) -> None:
     """POST /v1/messages."""
+    request.in_handler = False
     data = decode(await request.body(), "anthropic.MessagesRequest", _MESSAGES, empty="EOF")
     name = data.get("model") or ""
     if not name:
@@ -341,4 +372,5 @@ async def messages(context: Context, request: Request, answer: Answer) -> None:
         stream=bool(data.get("stream")),
         tools=_functions(data.get("tools") or [], "input_schema"),
     )
+    request.in_handler = True
     await chat_with(context, request, answer, (ask, (404, f"model '{name}' not found"), think, Messages(ask)))

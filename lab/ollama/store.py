@@ -96,7 +96,7 @@ class Stored:
     @property
     def parent(self) -> str:
         """The model that this one was made from, as lists show it."""
-        return next((layer.origin for layer in self.layers if layer.origin and "/" not in layer.origin), "")
+        return next((layer.origin for layer in self.layers if layer.media_type == MODEL_LAYER), "")
 
     def details(self) -> dict[str, Any]:
         """What `details` says in every answer."""
@@ -246,17 +246,15 @@ class Store:
 
     def assemble(self, name: Name, layers: list[Layer], config: dict[str, Any]) -> None:
         """Write configuration and manifest of a model made from layers."""
-        order = [layer.digest for layer in layers]
         config = {**config, "architecture": "amd64", "os": "linux"}
-        config["rootfs"] = {"type": "layers", "diff_ids": order}
-        config_layer, _ = self.put(CONFIG_TYPE, json.dumps(config, separators=(",", ":")).encode())
+        config_layer, _ = self.put(CONFIG_TYPE, json.dumps(config, separators=(",", ":")).encode() + b"\n")
         manifest = {
             "schemaVersion": 2,
             "mediaType": MANIFEST_TYPE,
             "config": config_layer.entry(),
             "layers": [layer.entry() for layer in layers],
         }
-        self.write_manifest(name, json.dumps(manifest, separators=(",", ":")).encode())
+        self.write_manifest(name, json.dumps(manifest, separators=(",", ":")).encode() + b"\n")
 
     def delete(self, name: Name) -> None:
         """Remove a model and the blobs that nothing else uses."""

@@ -224,3 +224,66 @@ def test_unknown_role_and_fields(server, model):
         "options": {"num_predict": 2},
     }
     assert server.post("/api/chat", body).status == 200
+
+
+@pytest.mark.parametrize("path", ["/api/generate", "/api/show"])
+@pytest.mark.parametrize("name", ["a b", "a/b/c/d/e"])
+@pytest.mark.needs("modern")
+def test_name_that_is_none(server, path, name):
+    """What can't be a model's name is refused as such."""
+    answer = server.post(path, {"model": name})
+    assert (answer.status, answer.json) == (400, {"error": "invalid model name"})
+
+
+@pytest.mark.parametrize(
+    ("message", "text"),
+    [
+        ({"role": 1}, "ChatRequest.messages.role of type string"),
+        ({"content": 3}, "ChatRequest.messages.content of type string"),
+    ],
+)
+def test_message_of_wrong_type(server, model, message, text):
+    """A message's fields are texts."""
+    answer = server.post("/api/chat", {"model": model, "messages": [message]})
+    assert answer.status == 400
+    assert answer.json == {"error": f"json: cannot unmarshal number into Go struct field {text}"}
+
+
+@pytest.mark.parametrize("content", [[{"type": "bogus"}], 3, None])
+def test_v1_content_of_wrong_type(server, model, content):
+    """OpenAI's content is a text or known parts; the middleware's complaint comes in UTF-8 JSON."""
+    answer = server.post(
+        "/v1/chat/completions", {"model": model, "messages": [{"role": "user", "content": content}]}
+    )
+    assert answer.status == 400
+    assert answer.json["error"]["message"].startswith("invalid message ")
+    assert answer.headers["content-type"] == "application/json; charset=utf-8"
+
+
+def test_v1_error_of_the_handler(server, model):
+    """What the model can't do is found out behind the middleware, and told as plain JSON with a newline."""
+    body = {"model": model, "reasoning_effort": "high", **CHAT}
+    answer = server.post("/v1/chat/completions", body)
+    assert answer.status == 400
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.body.endswith(b"\n")
+    assert answer.json["error"]["message"] == f'"{model}" does not support thinking'
+
+
+def test_strange_fields_are_ignored(server, model):
+    """Fields of the wrong kind that OpenAI's dialect doesn't read are passed over."""
+    body = {"model": model, "stop": 3, "user": 5, "max_tokens": 2, **CHAT}
+    assert server.post("/v1/chat/completions", body).status == 200
+
+
+@pytest.mark.parametrize("value", [-1, 21])
+def test_top_logprobs(server, model, value):
+    """top_logprobs has a range."""
+    answer = server.generate(model, "x", top_logprobs=value)
+    assert (answer.status, answer.json) == (400, {"error": "top_logprobs must be between 0 and 20"})
+
+
+def test_images_are_base64(server, model):
+    """An image that isn't base64 is refused."""
+    answer = server.generate(model, "x", images=["?"])
+    assert (answer.status, answer.json) == (400, {"error": "illegal base64 data at input byte 0"})

@@ -194,3 +194,24 @@ def test_invalid_name(server, model):
     """A name that is none is refused."""
     answer = server.post("/api/create", {"model": "a/b/c/d/e", "from": model, "stream": False})
     assert (answer.status, answer.json) == (400, {"error": "invalid model name"})
+
+
+def test_made_models_are_alike(server, model):
+    """A child's layers name their parent, and its details too; an uploaded file has none."""
+    server.post("/api/create", {"model": "kid", "from": model, "system": "x", "stream": False})
+    found = server.post("/api/show", {"model": "kid"}).json
+    assert found["details"]["parent_model"] == (model if ":" in model else f"{model}:latest")
+    digest = server.upload(tiny_gguf(23))
+    server.post("/api/create", {"model": "orphan", "files": {"x.gguf": digest}, "stream": False})
+    details = server.post("/api/show", {"model": "orphan"}).json["details"]
+    assert details["parent_model"] == "" or "/blobs/" in details["parent_model"]  # 0.24 names the file
+    assert details["quantization_level"] in {"unknown", "F32"}
+
+
+def test_quantize_what_is_quantized(server):
+    """Only models of whole numbers are quantised."""
+    digest = server.upload(tiny_gguf(24))
+    body = {"model": "small", "files": {"x.gguf": digest}, "quantize": "nonsense", "stream": False}
+    answer = server.post("/api/create", body)
+    assert answer.status == 500
+    assert "quantization" in answer.json["error"]

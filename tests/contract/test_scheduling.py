@@ -262,3 +262,49 @@ def test_late_memory(start):
     eventually(lambda: not server.ps(), what="the model is gone")
     assert server.gpus()[0] > 0
     eventually(lambda: server.gpus() == [0], timeout=5, what="the memory is free")
+
+
+@pytest.mark.needs("gpus")
+def test_phantom_memory(fast):
+    """Once every GPU carries a runner, the second one looks empty, and the next model goes there."""
+    server = fast(gpu_count=2)
+    server.generate(SMALL)
+    small_on = next(index for index, used in enumerate(server.gpus()) if used)
+    server.generate(LARGE)
+    before = server.gpus()
+    assert before[1 - small_on] > before[small_on] > 0
+    server.post("/api/embed", {"model": EMBEDDER})
+    after = server.gpus()
+    assert after[1] > before[1]
+    assert after[0] == before[0]
+
+
+def test_keep_alive_freezes_the_load(fast):
+    """A request with a keep_alive to the busy victim puts off its unloading, and so the load that waits."""
+    server = fast(OLLAMA_MAX_LOADED_MODELS="1")
+    busy = server.background("/api/generate", {"model": SMALL, "prompt": "[[tokens=30 rate=20]]"})
+    eventually(lambda: busy.first_at, what="the first token")
+    waiting = server.background("/api/generate", {"model": LARGE})
+    time.sleep(0.3)  # so that the load has chosen its victim, which nothing shows
+    again = server.background("/api/generate", {"model": SMALL, "prompt": "[[tokens=1]]", "keep_alive": "3s"})
+    again.finished()
+    busy.finished()
+    waiting.finished(60)
+    assert waiting.status == 200
+    assert waiting.first_at - max(busy.ended_at, again.ended_at) > 2.5
+
+
+def test_traffic_starves_the_load(fast):
+    """As long as requests to the victim overlap, the load waits."""
+    server = fast(OLLAMA_MAX_LOADED_MODELS="1", OLLAMA_NUM_PARALLEL="2")
+    prompt = "[[tokens=10 rate=20]]"
+    current = server.background("/api/generate", {"model": SMALL, "prompt": prompt})
+    eventually(lambda: current.first_at, what="the first token")
+    waiting = server.background("/api/generate", {"model": LARGE})
+    for _ in range(6):
+        following = server.background("/api/generate", {"model": SMALL, "prompt": prompt})
+        current.finished()
+        current = following
+    assert waiting.ended_at is None
+    current.finished()
+    assert waiting.finished(60).status == 200
