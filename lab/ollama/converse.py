@@ -12,8 +12,8 @@ from lab.ollama.dialects import Dialect
 from lab.ollama.gotext import quoted
 from lab.ollama.http import Answer, Gone, Request
 from lab.ollama.inference import Ask, Generation, Piece, RunnerFailedError
-from lab.ollama.process import LoadError, Runner
-from lab.ollama.scheduler import Scheduler, Wanted
+from lab.ollama.process import LoadError, Runner, Wanted
+from lab.ollama.scheduler import Scheduler
 from lab.ollama.store import MissingError, Store, Stored
 
 

@@ -28,6 +28,19 @@ class LoadError(Exception):
 
 
 @dataclass(frozen=True)
+class Wanted:
+    """What a request asks of the runner."""
+
+    num_ctx: int | None = None
+    num_batch: int | None = None
+    num_gpu: int = -1
+    main_gpu: int | None = None
+    use_mmap: bool | None = None
+    num_thread: int = 0
+    shift: bool = True
+
+
+@dataclass(frozen=True)
 class RunnerOptions:
     """The options that a runner is started with; a change of one means a reload."""
 

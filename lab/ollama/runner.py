@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import NoReturn
 
-from lab.gpu.state import edit
+from lab.gpu.state import StateError, edit
 from lab.ollama import gguf
 from lab.ollama.gpus import state_path
 from lab.ollama.memory import KV_ELEMENT_BYTES, OutOfMemoryError, Placement, Shape, footprint, place
@@ -60,6 +60,11 @@ def load(job: dict[str, object]) -> Placement:
                     gpu.procs[os.getpid()] = size
     except OutOfMemoryError as error:
         _fail(f"ggml_backend_cuda_buffer_type_alloc_buffer: {error}", "error: failed to load model")
+    except (OSError, StateError) as error:
+        _fail(
+            f"error: the simulated GPUs in {state_path()} can't be used: {error}. "
+            "Ollama's unit must be allowed to write to that folder (ReadWritePaths=)."
+        )
     return placement
 
 

@@ -23,26 +23,13 @@ from lab.ollama.gotext import gibibytes
 from lab.ollama.gpus import Gpu
 from lab.ollama.http import Gone
 from lab.ollama.memory import Shape, automatic_batch, predicted_bytes
-from lab.ollama.process import LoadError, Runner, RunnerOptions, spawn
+from lab.ollama.process import LoadError, Runner, RunnerOptions, Wanted, spawn
 from lab.ollama.store import Stored
 
 BUSY = "server busy, please try again.  maximum pending requests exceeded"
 ABORTED = "client connection closed before llama-server finished loading, aborting load"
 RECOVERY_SECONDS = 5.0
 MODELS_PER_GPU = 3
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What a request asks of the runner."""
-
-    num_ctx: int | None = None
-    num_batch: int | None = None
-    num_gpu: int = -1
-    main_gpu: int | None = None
-    use_mmap: bool | None = None
-    num_thread: int = 0
-    shift: bool = True
 
 
 @dataclass(eq=False)
@@ -215,6 +202,11 @@ class Scheduler:
             except (LoadError, Gone) as problem:
                 if not pending.answer.done():
                     pending.answer.set_exception(problem)
+                continue
+            except Exception as problem:  # noqa: BLE001 - one bad model must not end all loading
+                log.error(f"load failed: {problem!r}", source="sched.go:500")
+                if not pending.answer.done():
+                    pending.answer.set_exception(LoadError(str(problem)))
                 continue
             if pending.answer.done():
                 runner.references += 1
