@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import Any
 
 from pyinfra import host
-from pyinfra.operations import systemd
 
 from deploys.lib import apt, operations
 from deploys.lib.driver import FOREIGN, PACKAGES, load_driver, verify_driver
@@ -65,8 +64,8 @@ def _refuse_secure_boot(ctx: Context) -> None:
     if ctx.machine.secure_boot and not ctx.machine.mok_enrolled:
         ctx.refuse(
             "Secure Boot is on and DKMS's key isn't enrolled, so the kernel would reject the driver. Next: "
-            "on the host, mokutil --import /var/lib/dkms/mok.pub, reboot and confirm at the console; or switch "
-            "Secure Boot off"
+            "on the host, mokutil --import /var/lib/dkms/mok.pub, reboot and confirm at the console; or "
+            "switch Secure Boot off"
         )
 
 
@@ -143,28 +142,26 @@ def configure(ctx: Context) -> None:
 
 def activate(ctx: Context) -> None:
     """Get the installed driver into the kernel, by a reboot when nothing else helps."""
-    operations.guarded(
-        name="Reload systemd's units",
-        commands="systemctl daemon-reload",
-        unless=f'[ "$(systemctl show -P NeedDaemonReload {PERSISTENCED}.service)" = no ]',
-    )
     load_driver(
         name="Load the installed driver",
         flavour=ctx.notes["flavour"],
         reboot=ctx.vars["nvidia_driver_reboot"],
         reboot_timeout_seconds=ctx.vars["nvidia_driver_reboot_timeout_seconds"],
     )
-    systemd.service(
-        name="Start the persistence daemon",
-        service=f"{PERSISTENCED}.service",
-        running=True,
-        enabled=True,
-    )
-    # The package starts the daemon before our settings lie there.
+    # The package starts the daemon too early, until systemd gives up, and without our settings.
     operations.guarded(
-        name="Restart the persistence daemon under its new settings",
-        commands=f"systemctl restart {PERSISTENCED}.service",
-        only_if=f"{PERSISTENCE_MODE} | grep -q Disabled",
+        name="Run the persistence daemon under its settings",
+        commands=[
+            "systemctl daemon-reload",
+            f"systemctl reset-failed {PERSISTENCED}.service",
+            f"systemctl enable --quiet {PERSISTENCED}.service",
+            f"systemctl restart {PERSISTENCED}.service",
+        ],
+        unless=(
+            f"systemctl is-active --quiet {PERSISTENCED} && systemctl is-enabled --quiet {PERSISTENCED} && "
+            f'[ "$(systemctl show -P NeedDaemonReload {PERSISTENCED}.service)" = no ] && '
+            f"! {PERSISTENCE_MODE} | grep -q Disabled"
+        ),
     )
 
 
@@ -179,7 +176,7 @@ def verify(ctx: Context) -> None:
     operations.gate(
         name="See that the GPUs stay awake",
         probe=f"{PERSISTENCE_MODE} | grep -q Enabled && ! {PERSISTENCE_MODE} | grep -q Disabled",
-        message=f"Persistence mode is off: first uses wait for the GPU. Next: systemctl status {PERSISTENCED}",
+        message=f"Persistence mode is off: uses wait for the GPU. Next: systemctl status {PERSISTENCED}",
         timeout_seconds=10,
     )
 
