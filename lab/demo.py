@@ -162,9 +162,9 @@ def talk(address: str, key: str) -> None:
         tell(chat(client, COLD, "What is a canary?"))
         say(f"   in the GPU: {resident(native)}")
     with chapter(f"{BIG} doesn't fit beside them: the least recently used idle model leaves first"):
-        before = {m.model for m in native.ps().models}
+        before = {m.model or "?" for m in native.ps().models}
         tell(chat(client, BIG, "What is a drain?"))
-        after = {m.model for m in native.ps().models}
+        after = {m.model or "?" for m in native.ps().models}
         say(f"   left: {', '.join(sorted(before - after)) or 'nothing'}; in the GPU: {resident(native)}")
         if not before - after:
             raise DemoError(f"{BIG} was loaded but nothing was evicted; see `lab logs` of the host")
