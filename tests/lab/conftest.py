@@ -93,7 +93,7 @@ def make_lab() -> Iterator[Callable[..., object]]:
         one.down()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def run_pyinfra(lab, fleet_dir) -> Callable[..., PyinfraRun]:
     """Run pyinfra on the session's lab as an operator does, from the project's folder."""
 
