@@ -309,3 +309,15 @@ def test_context_other_than_asked_for_is_told(desk):
     answer = desk.loaded("a", context=2048)
     assert kinds(answer) == ["Forward"]
     assert alerts(answer) == ["context_differs"]
+
+
+def test_spilled_runner_that_will_not_go(desk):
+    """A runner partly on the CPU serves nobody, also when it could not be unloaded; it is tried again."""
+    desk.arrive(1, "a")
+    desk.loaded("a", gib=8, vram_gib=6)
+    answer = desk.send(e.UnloadFailed("g0", "a", "still listed"))
+    assert kinds(answer) == []
+    assert kinds(desk.arrive(2, "a")) == ["Wait"]
+    assert kinds(desk.tick(31)) == ["Unload"]
+    desk.unloaded("a")
+    assert kinds(desk.memory()) == ["Load"]

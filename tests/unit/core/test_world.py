@@ -7,6 +7,7 @@ without an answer and nothing may be left behind.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 
 from drover_proxy.core import CoreConfig, Gpu, Instance, LoadLimits, Profile, QueueLimits, Scheduler
@@ -79,6 +80,8 @@ class World(RuleBasedStateMachine):
         self.open: dict[int, str] = {}
         self.forwarded: dict[int, tuple[str, str]] = {}
         self.withdrawals: dict[int, str] = {}
+        self.sampled_at = self.disturbed_at = 0.0
+        """When NVML was last asked, and when somebody else last changed the memory."""
         self.known: set[str] = set()
         self.drained = False
 
@@ -136,6 +139,9 @@ class World(RuleBasedStateMachine):
             taken = next(i.gpu_uuids for i in INSTANCES if i.name == other)
             assert not set(gpus) & set(taken), "two loads on a GPU at once"
         assert command.instance in self.up
+        if self.sampled_at > self.disturbed_at and self.now - self.sampled_at < 10:
+            room = sum(max(0, self.free(uuid) - GIB) for uuid in gpus)
+            assert room >= command.predicted_bytes - 2, "loaded into memory that isn't there"
         self.loading[command.instance] = command
         self.load_began[command.instance] = self.now
 
@@ -165,6 +171,7 @@ class World(RuleBasedStateMachine):
     @rule()
     def sample(self) -> None:
         self.now += 0.1
+        self.sampled_at = self.now
         self.send(
             e.MemoryObserved(
                 {uuid: e.GpuMemory(TOTAL[uuid], self.free(uuid), self.foreign[uuid]) for uuid in TOTAL}
@@ -257,6 +264,7 @@ class World(RuleBasedStateMachine):
         size = MODELS[name].size_bytes + GIB // 2
         if instance.name in self.up and key not in self.running and self.free(gpu) > size:
             self.running[key] = Process(name, 4096, instance.slots, {gpu: size})
+            self.disturbed_at = self.now
             self.unseen.add(key)  # the scheduler can't know of it yet
 
     @rule()
@@ -325,6 +333,7 @@ class World(RuleBasedStateMachine):
     @rule(uuid=st.sampled_from(sorted(TOTAL)), gib=st.sampled_from([0, 4, 16]))
     def foreign_process(self, uuid: str, gib: int) -> None:
         self.foreign[uuid] = gib * GIB
+        self.disturbed_at = self.now
 
     @rule(instance=st.sampled_from([i.name for i in INSTANCES]), age=st.sampled_from([0.0, 0.0, 5.0]))
     def list_runners(self, instance: str, age: float = 0.0) -> None:
@@ -465,8 +474,12 @@ class World(RuleBasedStateMachine):
         self.time_passes(2.0)
 
 
+EXPLORE = int(os.environ.get("DROVER_WORLDS", "0"))
+"""How many new worlds to try; without it always the same ones are played, so that a run is repeatable."""
+
 World.TestCase.settings = settings(
-    max_examples=60,
+    max_examples=EXPLORE or 100,
+    derandomize=not EXPLORE,
     stateful_step_count=60,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],

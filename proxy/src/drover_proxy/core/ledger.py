@@ -15,8 +15,8 @@ from drover_proxy.core.config import MIB, Gpu
 from drover_proxy.core.events import GpuMemory
 
 NEVER = float("-inf")
-SETTLED_BYTES = 64 * MIB
-"""A release of which no more than this is missing counts as complete."""
+SETTLED_BYTES = 256 * MIB
+"""Missing no more than this, a release is complete: what a runner holds is partly a guess."""
 SETTLED_FRACTION = 0.05
 
 

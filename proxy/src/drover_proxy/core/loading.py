@@ -164,7 +164,7 @@ def send_load(state: State, site: Site, now: float) -> None:
     state.ledger.promise(spec.key, need.shares(free), now)
     runner.spec, runner.need = spec, need
     runner.model, runner.context, runner.slots = spec.model, spec.context, spec.runner_slots
-    runner.names = {spec.model}
+    runner.names, runner.spilled = {spec.model}, False
     runner.load_began_at = now
     runner.deadline = now + limit + LOAD_GRACE_SECONDS
     state.plans.pop(spec.key, None)
@@ -225,6 +225,7 @@ def load_finished(state: State, event: LoadFinished, now: float) -> None:
 def _spilled(state: State, runner: Runner, event: LoadFinished, now: float) -> None:
     spec, need, seen = runner.spec, runner.need, event.runner
     missing = seen.size_bytes - seen.size_vram_bytes
+    runner.spilled = True
     if spec is not None and need is not None:
         state.sizing.learn_spill(spec, need, missing, capacity(state, need))
     send_unload(state, runner, "partly on the CPU", now)
