@@ -4,7 +4,8 @@
     python scripts/docs.py --check    exit 1 and name the pages that are out of date
 
 variables.md comes from roles/*/meta/argument_specs.yml and roles/*/defaults/main.yml; cli.md from `--help`;
-proxy-config.md from the schema of the proxy's configuration.
+proxy-config.md and proxy-http.md
+come from the proxy's own tables.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 
 import yaml
 from drover_proxy.config.page import page as proxy_config
+from drover_proxy.dialect.page import page as proxy_http
 
 PROJECT = Path(__file__).resolve().parent.parent
 REFERENCE = PROJECT / "docs" / "reference"
@@ -119,6 +121,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "variables.md": variables,
     "cli.md": cli,
     "proxy-config.md": proxy_config,
+    "proxy-http.md": proxy_http,
 }
 
 

@@ -159,6 +159,23 @@ def test_an_instance_that_comes_back_serves_again(make_rig):
     assert rig.loaded() == {SMALL}
 
 
+def test_a_request_that_meets_a_dead_instance_is_served_later(make_rig):
+    """A request sent to an instance that has just died goes back into the queue, and is answered later."""
+    rig = make_rig().start()
+    client = rig.ollama()
+    client.generate(SMALL, "One")
+    rig.processes[0].kill()
+    rig.processes[0].wait(10)
+    kill_runners(rig)
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(client.generate, SMALL, "One")
+        eventually(lambda: rig.core()["waiting"] == 1)
+        rig.start_instance(0)
+        assert waiting.result(20).response
+
+    assert rig.idle()
+
+
 def test_a_runner_that_dies_mid_stream_is_no_clean_end(make_rig):
     """When the runner is killed in the middle, /v1 breaks or says error, and native has its error line."""
     rig = make_rig(knobs={"answer_tokens": 4000}).start()

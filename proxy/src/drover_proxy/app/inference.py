@@ -62,11 +62,11 @@ def _admit(call: Call, asked: Asked, target: str) -> None:
         _answer_unload(call, asked)
         return
     if needs is Needs.GENERATE and not info.generates:
-        call.fail(400, "capability", f'"{asked.name}" does not support generate')
+        call.fail(400, "model_cannot_generate", f'"{asked.name}" does not support generate')
         return
     if needs is Needs.EMBED and info.capabilities and "embedding" not in info.capabilities:
         # Ollama would load it first and then answer 501.
-        call.fail(400, "capability", f'"{asked.name}" does not support embeddings')
+        call.fail(400, "model_cannot_embed", f'"{asked.name}" does not support embeddings')
         return
     call.queued = True
     arrived = RequestArrived(call.ex.id, target, needs, call.caller.name)

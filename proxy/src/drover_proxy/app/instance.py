@@ -61,6 +61,8 @@ class Instance:
         self._tasks: set[asyncio.Task[None]] = set()
         self._probe_now = asyncio.Event()
         self._announced = False
+        self._silent = 0
+        self._observed_at = 0.0
 
     def start(self) -> None:
         """Begin to watch it."""
@@ -89,27 +91,31 @@ class Instance:
         task.add_done_callback(self._tasks.discard)
 
     async def _watch(self) -> None:
-        silent = 0
-        observed_at = 0.0
         while True:
             try:
-                self.version = await self.client.version()
-                silent = 0
-            except OllamaError as error:
-                silent += 1
-                if error.refused or silent >= SILENT_PROBES or not self.up:
-                    self._went_down(error.message)
-            else:
-                due = time.monotonic() - observed_at >= OBSERVE_SECONDS
-                if not self._announced or due:
-                    observed_at = time.monotonic()
-                    await self._seen_up()
+                await self._probe()
+            except Exception as error:  # noqa: BLE001 - an instance that nobody watches would be lost for good
+                self._runtime.metrics.alerts["watch_error"] += 1
+                self._runtime.log.write("error", "watch_error", instance=self.name, error=repr(error))
             self._probe_now.clear()
             pause = PROBE_UP_SECONDS if self.up else PROBE_DOWN_SECONDS
             try:
                 await asyncio.wait_for(self._probe_now.wait(), pause)
             except asyncio.TimeoutError:
                 continue
+
+    async def _probe(self) -> None:
+        try:
+            self.version = await self.client.version()
+        except OllamaError as error:
+            self._silent += 1
+            if error.refused or self._silent >= SILENT_PROBES or not self.up:
+                self._went_down(error.message)
+            return
+        self._silent = 0
+        if not self._announced or time.monotonic() - self._observed_at >= OBSERVE_SECONDS:
+            self._observed_at = time.monotonic()
+            await self._seen_up()
 
     async def _seen_up(self) -> None:
         if not self.up:
@@ -202,6 +208,13 @@ class Instance:
             )
             runtime.post(LoadFailed(self.name, command.model, fault.reason, fault.message, fault.retryable))
             return
+        except Exception as error:  # noqa: BLE001 - whoever waits for this load must hear of its end
+            runtime.log.write(
+                "error", "load_error", instance=self.name, model=command.model, error=repr(error)
+            )
+            message = "the proxy failed in this load; see its log"
+            runtime.post(LoadFailed(self.name, command.model, "internal", message, retryable=False))
+            return
         finally:
             runtime.busy_loaders -= 1
         seconds = time.monotonic() - began_at
@@ -258,6 +271,8 @@ class Instance:
                 await asyncio.sleep(GONE_POLL_SECONDS)
         except OllamaError as error:
             message = error.message
+        except Exception as error:  # noqa: BLE001 - as for a load
+            message = repr(error)
         finally:
             runtime.busy_loaders -= 1
         runtime.metrics.unloads[self.name, "failed"] += 1

@@ -46,8 +46,14 @@ class Parts:
         """Run something in the background, and keep it from being collected."""
         task = asyncio.get_running_loop().create_task(work)
         self.tasks.add(task)
-        task.add_done_callback(self.tasks.discard)
+        task.add_done_callback(self._ended)
         return task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self.tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.metrics.alerts["task_error"] += 1
+            self.log.error("task_error", task=task.get_name(), error=repr(error))
 
     def taken(self, uuid: str) -> int:
         """Return what our runners take on a GPU, as far as known; shared evenly over an instance's GPUs."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import signal
 import socket
 import ssl
@@ -15,7 +16,7 @@ from drover_proxy.admin.metrics import Exposition, Metrics
 from drover_proxy.admin.server import Admin
 from drover_proxy.admin.state import gauges
 from drover_proxy.app.catalogue import Catalogue
-from drover_proxy.app.coreconfig import UnknownGpu, core_config, resolve_gpus
+from drover_proxy.app.coreconfig import core_config, resolve_gpus
 from drover_proxy.app.gateway import Gateway
 from drover_proxy.app.instance import Instance
 from drover_proxy.app.memory import Memory
@@ -33,6 +34,8 @@ from drover_proxy.wire import Limits, Server
 GPU_PATIENCE_SECONDS = 10.0
 """How long the start waits for NVML before it serves without; the search goes on meanwhile."""
 CATALOGUE_PATIENCE_SECONDS = 5.0
+SPARE_FILES = 256
+"""Open files besides connections."""
 FIXED = ("listen", "admin_listen", "tls", "instances", "gpus", "limits")
 """What a reload can't change."""
 
@@ -80,6 +83,7 @@ class Service:
         loop.add_signal_handler(signal.SIGTERM, self._stopping.set)
         loop.add_signal_handler(signal.SIGINT, self._stopping.set)
         loop.add_signal_handler(signal.SIGHUP, self._reload)
+        _raise_file_limit(config, self._log)
         self._log.info("starting", version=__version__, config=str(self._path))
         if parts.keys is None:
             self._log.warning(
@@ -92,12 +96,13 @@ class Service:
             instance = Instance(item, parts.runtime, parts.catalogue, parts.memory.processes)
             parts.instances[item.name] = parts.runtime.loaders[item.name] = instance
             instance.start()
-        schedule = parts.spawn(self._schedule())
-        try:
-            await asyncio.wait_for(asyncio.shield(schedule), GPU_PATIENCE_SECONDS)
-        except asyncio.TimeoutError:
+        schedule, told = parts.spawn(self._schedule()), parts.spawn(_until(self._stopping))
+        await asyncio.wait(
+            {schedule, told}, timeout=GPU_PATIENCE_SECONDS, return_when=asyncio.FIRST_COMPLETED
+        )
+        if not schedule.done():
             self._log.warning("starting_without_gpus", reason=parts.memory.state)
-        except UnknownGpu as error:
+        elif (error := schedule.exception()) is not None:
             await self._stop()
             raise StartError(str(error)) from error
         await self._first_catalogue()
@@ -241,6 +246,21 @@ def _tls(config: TlsConfig) -> ssl.SSLContext:
     except (OSError, ssl.SSLError) as error:
         raise StartError(f"tls: the certificate, key or client_ca can't be used: {error}") from error
     return context
+
+
+async def _until(event: asyncio.Event) -> None:
+    await event.wait()
+
+
+def _raise_file_limit(config: ProxyConfig, log: Log) -> None:
+    """Let the process open as many files as it may: a client's connection needs one, its upstream another."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 2 * config.limits.max_connections + SPARE_FILES
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(wanted, hard), hard))
+    if hard < wanted:
+        message = f"limits.max_connections needs {wanted} open files, {hard} are allowed: raise LimitNOFILE="
+        log.warning("few_files", message=message)
 
 
 async def serve(path: Path) -> int:
