@@ -155,3 +155,16 @@ def test_replacing_on_the_cpu():
     desk.send(e.RequestFinished(1))
     assert kinds(desk.arrive(2, "b")) == ["Wait", "Unload"]
     assert only(desk.unloaded("a", "cpu"), c.Load).options == {"num_ctx": 8192}
+
+
+def test_the_cpu_is_for_what_fits_on_no_gpu():
+    """An instance without GPUs isn't used because the GPU is busy, only for what would never fit there."""
+    desk = Desk(
+        gpus={"G0": 24},
+        instances=(Instance(name="g0", gpu_uuids=("G0",)), Instance(name="cpu")),
+    )
+    desk.know(model("a", 15), model("b", 15), model("x", 40))
+    desk.ready("a", gib=15, G0=9)
+    desk.arrive(1, "a")
+    assert kinds(desk.arrive(2, "b")) == ["Wait"]
+    assert only(desk.arrive(3, "x"), c.Load).instance == "cpu"

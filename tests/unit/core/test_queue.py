@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from drover_proxy.core import IllegalTransition, Instance, Profile, QueueLimits
 from drover_proxy.core import commands as c
@@ -300,3 +302,17 @@ def test_the_emptier_of_two_ready_runners_serves():
     where = [only(desk.arrive(request, "a"), c.Forward).instance for request in range(4)]
     assert sorted(where[:2]) == sorted(where[2:]) == ["g0", "g1"]
     assert alerts(desk.arrive(9, "a")) == []
+
+
+def test_snapshot_is_plain_data(desk):
+    """The snapshot can be written as strict JSON in every situation, and counts what is there."""
+    desk.know(model("b", 9), model("c", 20))
+    for request, name in enumerate(["a", "a", "a", "b", "c"]):
+        desk.arrive(request, name)
+    desk.send(e.WithdrawModel("t", "c"))
+    snapshot = json.loads(json.dumps(desk.core.snapshot(), allow_nan=False))
+    assert (snapshot["in_flight"], snapshot["waiting"]) == (2, 3)
+    assert snapshot["waiting_by_model"] == {"a": 1, "b": 1, "c": 1}
+    assert {runner["state"] for runner in snapshot["runners"]} == {"ready", "loading"}
+    assert snapshot["gpus"][0]["promised_bytes"] > 8 * 1024**3
+    assert snapshot["withdrawals"] == ["c"]

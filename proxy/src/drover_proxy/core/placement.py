@@ -3,7 +3,8 @@
 Each instance is judged by itself; the best is chosen by these rules, in this order:
 
 1. An instance where something can be done now goes before one where busy runners stand in the way.
-2. Fewer GPUs before more: each GPU costs a CUDA context, and a model on one GPU leaves the others alone.
+2. A GPU before the CPU, always: an instance without GPUs is only for what fits on no GPU of the host.
+   Fewer GPUs before more: each GPU costs a CUDA context, and a model on one GPU leaves the others alone.
 3. Room that is there, before room that is coming (a load ends, freed memory comes back), before eviction.
    Who has starved doesn't wait for what is coming when an eviction would do.
 4. Among evictions, the one whose victims were used longest ago; among free ones, the GPU with the most free
@@ -60,9 +61,21 @@ class Site:
 
 
 def survey(state: State, info: ModelInfo, now: float) -> list[Site]:
-    """Judge every instance that is up."""
+    """Judge every instance that is up, those without GPUs only for a model that fits on no GPU of the host."""
     claims = state.claims()
-    return [judge(state, info, state.instances[name], claims, now) for name in sorted(state.up)]
+    on_gpu = any(
+        instance.gpu_uuids and _fits_empty(state, info, instance) for instance in state.instances.values()
+    )
+    return [
+        judge(state, info, state.instances[name], claims, now)
+        for name in sorted(state.up)
+        if state.instances[name].gpu_uuids or not on_gpu
+    ]
+
+
+def _fits_empty(state: State, info: ModelInfo, instance: Instance) -> bool:
+    need = state.sizing.need(info, instance, state.sizing.spec(info, instance))
+    return need.fits(capacity(state, need))
 
 
 def choose(sites: list[Site], *, starved: bool) -> Site | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from drover_proxy.core.ledger import NEVER
 from drover_proxy.core.state import Runner, State
 
 
@@ -55,7 +56,7 @@ def _runner(state: State, runner: Runner) -> dict[str, Any]:
         "context": runner.context,
         "slots": runner.slots,
         "active": len(runner.active),
-        "last_used": runner.last_used_at,
+        "last_used": None if runner.last_used_at == NEVER else runner.last_used_at,
         "bytes_by_gpu": state.ledger.shares_of(runner.key),
         "spilled": runner.spilled,
         "ghost": runner.ghost,
