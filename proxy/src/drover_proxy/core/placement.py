@@ -61,7 +61,7 @@ class Site:
 
 
 def survey(state: State, info: ModelInfo, now: float) -> list[Site]:
-    """Judge every instance that is up, those without GPUs only for a model that fits on no GPU of the host."""
+    """Judge every instance that is up, those without GPUs only for what fits on no GPU of the host."""
     claims = state.claims()
     on_gpu = any(
         instance.gpu_uuids and _fits_empty(state, info, instance) for instance in state.instances.values()
