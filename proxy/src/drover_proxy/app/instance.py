@@ -69,7 +69,7 @@ class Instance:
         self._spawn(self._watch())
 
     async def stop(self) -> None:
-        """Stop watching; loads under way go on inside Ollama."""
+        """Stop watching. Ollama aborts a load under way when the call that asked for it goes."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -180,6 +180,7 @@ class Instance:
 
     def load(self, command: Load) -> None:
         """Begin a load that nobody's leaving can abort."""
+        self._runtime.hurry(True)  # noqa: FBT003 - the callback's only argument
         self._spawn(self._load(command))
 
     async def _load(self, command: Load) -> None:
@@ -251,6 +252,7 @@ class Instance:
 
     def unload(self, command: Unload) -> None:
         """Begin an unload."""
+        self._runtime.hurry(True)  # noqa: FBT003 - as above
         self._spawn(self._unload(command))
 
     async def _unload(self, command: Unload) -> None:

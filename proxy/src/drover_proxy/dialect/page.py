@@ -21,8 +21,8 @@ Clients use it as they would use Ollama: `OLLAMA_HOST`, or `base_url=http://HOST
 ## What differs from a bare Ollama
 
 - `keep_alive`, `shift` and the options `num_ctx`, `num_batch`, `num_gpu`, `main_gpu`, `use_mmap`,
-  `num_thread`, `draft_num_predict` of a request are left out: each of them would reload the model for everybody. What they
-  should be stands in the model's profile.
+  `num_thread`, `draft_num_predict` of a request are left out: each of them would reload the model for
+  everybody. What they should be stands in the model's profile.
 - An empty prompt loads the model, as ever. With `keep_alive: 0` it is answered like an unload, and nothing is
   unloaded: what stays in memory is the scheduler's to decide.
 - `/api/ps` shows all instances together. Lists show only the models that the key may use.
