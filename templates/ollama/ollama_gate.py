@@ -32,7 +32,7 @@ def smi(*arguments: str) -> tuple[str, str]:
 def missing(gpus: list[str]) -> str:
     """Return what keeps the instance from starting, '' when all is there."""
     if absent := [node for node in NODES if not Path(node).exists()]:
-        return f"{' and '.join(absent)} missing: is the driver loaded?"
+        return f"{' and '.join(absent)} missing, so the driver is not loaded"
     listing, complaint = smi("-L")
     if absent := [gpu for gpu in gpus if gpu not in listing]:
         return f"{', '.join(absent)} not among the GPUs that answer" + (
@@ -41,7 +41,7 @@ def missing(gpus: list[str]) -> str:
     if Path(NVSWITCH).exists():
         states, _ = smi("--query-gpu=fabric.state", "--format=csv,noheader")
         if any(state.strip() == "In Progress" for state in states.splitlines()):
-            return "the NVSwitch fabric isn't ready: is nvidia-fabricmanager running?"
+            return "the NVSwitch fabric isn't ready; nvidia-fabricmanager looks after it"
     return ""
 
 
