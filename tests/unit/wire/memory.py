@@ -94,8 +94,8 @@ def ours(
 def theirs(data: bytes) -> tuple[list[tuple[bytes, bytes, bytes]], bool]:
     """Feed h11; return the requests that came whole, and whether it refused what followed.
 
-    h11 gets a new connection for each request, and not the one empty line before it, which RFC 9112 (2.2) asks to
-    ignore and h11 refuses.
+    h11 gets a new connection for each request, and not the one empty line before it, which RFC 9112 (2.2)
+    asks to ignore and h11 refuses.
     """
     requests: list[tuple[bytes, bytes, bytes]] = []
     while True:

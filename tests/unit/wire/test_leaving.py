@@ -11,7 +11,7 @@ import pytest
 from drover_proxy.wire import BodyPlan, Kind, Upstream
 
 from tests.support import eventually_async
-from tests.unit.wire.rig import STREAM_HEAD, Peer, World, answer, chunk, get, post
+from tests.unit.wire.rig import PATIENCE, STREAM_HEAD, Peer, World, answer, chunk, get, post
 
 AT_ONCE_SECONDS = 0.05
 """The promise. The tests allow more where they only look for leaks: this machine may be busy."""
@@ -174,6 +174,20 @@ async def test_many_leave_at_random_moments(world: World):
     await asyncio.gather(*tasks)
     kinds = {o.kind for o in world.handler.outcomes}
     assert kinds <= {Kind.COMPLETE, Kind.CLIENT_GONE}
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_client_leaves_behind_a_body_that_waits(world: World, way: str):
+    """Where reading is paused, since nobody takes the body yet, the kernel is asked who has left."""
+    world.handler.plan = BodyPlan.STREAM
+    world.handler.on_ready = lambda ex: None
+    client = await world.client(post(b"x" * 10_000_000)[:100_000])
+    await eventually_async(lambda: any(c.read_paused for c in world.server.connections), timeout=PATIENCE)
+    client.send(b"x" * 1000)
+    await eventually_async(lambda: client.transport.get_write_buffer_size() == 0, timeout=PATIENCE)
+    WAYS[way](client)
+    await eventually_async(lambda: not world.server.connections, timeout=PATIENCE)
+    assert (await world.outcome()).kind is Kind.CLIENT_GONE
 
 
 async def test_upstream_is_never_half_closed(world: World):

@@ -67,7 +67,7 @@ class ClientConnection(Link):
         super().connection_made(transport)
         if refusal := self.server.admit(self):
             self.write(answers.error(503, "too_many_connections", refusal))
-            self.close(linger=True)
+            self.close(linger=False)  # lingering would let the cap be exceeded
 
     def data_received(self, data: bytes) -> None:
         """Take what the client sends; what it means depends on the phase."""

@@ -14,15 +14,15 @@ MIB = 1024 * KIB
 HELD_BYTES = 256 * KIB
 """The most that one direction of one exchange holds in the proxy for a slow reader.
 
-The transports' own buffers are set to no high-water mark at all (`WRITE_HIGH_BYTES`), so what is held is
-what one read brought and the kernel didn't take: uvloop reads 250 KiB at a time, asyncio 256.
+It is the sum of `WRITE_HIGH_BYTES` and of one read, which is 250 KiB on uvloop.
 """
 
-WRITE_HIGH_BYTES = 0
-"""High-water mark of a transport's write buffer: while a byte is left over, the other side isn't read."""
+WRITE_HIGH_BYTES = 4 * KIB
+"""High-water mark of a transport's write buffer: beyond it, the other side isn't read until all is written.
 
-WRITE_HIGH_BYTES_TLS = 1
-"""The same for TLS: uvloop's TLS counts the mark itself as too much, and 0 would never be low enough."""
+Writes below it are gathered until the turn of the loop ends: the tokens of many streams are first all read,
+and then all written. Measured at a sixth less CPU a chunk than writing each at once.
+"""
 
 PIPELINED_BYTES = 64 * KIB
 """What a client may send ahead while its request is being answered.

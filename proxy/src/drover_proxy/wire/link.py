@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import select
 import socket
 import struct
 from typing import TYPE_CHECKING
 
-from drover_proxy.wire.limits import LINGER_SECONDS, WRITE_HIGH_BYTES, WRITE_HIGH_BYTES_TLS
+from drover_proxy.wire.limits import LINGER_SECONDS, WRITE_HIGH_BYTES
 
 if TYPE_CHECKING:
     from drover_proxy.wire.server import Server
@@ -62,8 +63,7 @@ class Link(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin."""
         self.transport = transport  # type: ignore[assignment] # a stream's: asyncio can't say so
-        tls = transport.get_extra_info("sslcontext") is not None
-        self.transport.set_write_buffer_limits(WRITE_HIGH_BYTES_TLS if tls else WRITE_HIGH_BYTES, 0)
+        self.transport.set_write_buffer_limits(WRITE_HIGH_BYTES, 0)
         name = transport.get_extra_info("peername")
         self.peer = name[0] if isinstance(name, tuple) else "unix"
         self.deadline = self.server.clock() + self.limits.head_timeout
@@ -76,6 +76,15 @@ class Link(asyncio.Protocol):
                 self.transport.pause_reading()
             else:
                 self.transport.resume_reading()
+
+    def hung_up(self) -> bool:
+        """Ask the kernel whether the client has left, where reading is paused and so can't tell."""
+        sock = self.transport.get_extra_info("socket")
+        if sock is None or sock.fileno() < 0:
+            return False
+        poll = select.poll()
+        poll.register(sock.fileno(), select.POLLRDHUP)
+        return bool(poll.poll(0))
 
     def write(self, data: bytes) -> None:
         """Write to the client."""

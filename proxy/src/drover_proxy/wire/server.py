@@ -159,6 +159,8 @@ class Server:
         """Look at every deadline, once per interval."""
         self.now = now = self.clock()
         for connection in list(self.connections):
+            if connection.read_paused and connection.hung_up():
+                connection.give_up("the client left while its body was waiting")
             connection.sweep(now)
         for pool in list(self._pools):
             pool.sweep(now)

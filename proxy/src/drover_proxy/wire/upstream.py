@@ -89,7 +89,7 @@ class UpstreamConnection(asyncio.Protocol):
         """Begin."""
         self.transport = transport  # type: ignore[assignment] # a stream's: asyncio can't say so
         self.pool.connections.add(self)
-        self.transport.set_write_buffer_limits(WRITE_HIGH_BYTES)
+        self.transport.set_write_buffer_limits(WRITE_HIGH_BYTES, 0)
 
     def data_received(self, data: bytes) -> None:
         """Follow the answer and pass it on."""
