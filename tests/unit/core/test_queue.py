@@ -184,12 +184,13 @@ def test_an_id_may_be_used_again(desk):
 
 def test_forward_that_never_arrived(desk):
     """It goes back to its old place, and nothing is sent there until the runner is seen again."""
-    for request in (1, 2, 3):
+    for request in (1, 2, 3, 4):
         desk.arrive(request, "a")
     assert kinds(desk.send(e.ForwardFailed(1, "connection refused"))) == []
-    assert kinds(desk.arrive(4, "a")) == ["Wait"]
+    assert kinds(desk.send(e.RequestFinished(2))) == []
+    assert kinds(desk.arrive(5, "a")) == ["Wait"]
     answer = desk.listed("g0", desk.seen("a"))
-    assert [command.request for command in answer] == [1]
+    assert [command.request for command in answer] == [1, 3]
 
 
 def test_suspicion_ends_by_itself(desk):
