@@ -47,6 +47,7 @@ def test_the_least_recently_used_leaves(make_rig):
     assert rig.loaded() == {SMALL, OTHER} or "OLLAMA_BIN" in os.environ
 
 
+@pytest.mark.skipif("OLLAMA_BIN" in os.environ, reason="the stand-in runner's memory is back at once")
 def test_late_memory_is_waited_for(make_rig):
     """A load begins only when NVML shows the memory as free, so nothing runs on the CPU in silence."""
     rig = make_rig(knobs={"habits": {"late_memory_seconds": 1.5}}).start()

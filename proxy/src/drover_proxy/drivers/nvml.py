@@ -28,6 +28,8 @@ STATES = {
 FAST_SECONDS = 0.2
 """Between samples while something waits for memory."""
 SLOW_SECONDS = 1.0
+REOPEN_SECONDS = 5.0
+"""How often NVML is begun anew while no GPU answers."""
 STALE_SECONDS = 5.0
 """A sample older than this says that NVML hangs."""
 
@@ -74,6 +76,7 @@ class Nvml:
     def __init__(self) -> None:
         self._handles: dict[str, Any] = {}
         self._lock = threading.Lock()
+        self._opened_at = 0.0
 
     def identify(self) -> list[GpuIdentity]:
         """Start NVML and list the GPUs; NvmlUnavailable where that can't be done yet."""
@@ -104,7 +107,17 @@ class Nvml:
                 gpus[uuid] = GpuReading(int(memory.total), int(memory.free))
             except pynvml.NVMLError as error:  # noqa: PERF203 - each GPU fails by itself
                 faults[uuid] = _why(error)
+        if faults and not gpus and began_at - self._opened_at >= REOPEN_SECONDS:
+            self._opened_at = began_at
+            self._reopen()
         return Sample(began_at, gpus, faults)
+
+    def _reopen(self) -> None:
+        """Begin anew where no GPU answers any more: the driver may have been taken away and come back."""
+        with self._lock, contextlib.suppress(pynvml.NVMLError):
+            pynvml.nvmlShutdown()
+        with contextlib.suppress(NvmlUnavailable):
+            self.identify()
 
     def processes(self, uuids: tuple[str, ...]) -> dict[int, int]:
         """Return what each process takes on these GPUs together; empty where NVML won't say."""
