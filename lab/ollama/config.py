@@ -111,6 +111,7 @@ class Habits:
     silent_spill: bool = True  # what doesn't fit runs on the CPU, answered 200; off: 500 out of memory
     leaked_waiters: bool = True  # who leaves while waiting for a load is never finished
     ghosts: bool = True  # deleting a model leaves its runner
+    windowed_underreport: bool = True  # ps leaves out most of the cache of models with windowed layers
     stale_accounting: bool = (
         True  # free memory from book-keeping, with its faults, once all GPUs carry runners
     )

@@ -5,7 +5,7 @@ This is the simulation's own arithmetic, on purpose apart from the proxy's: the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lab.ollama.gguf import Header
 
@@ -37,6 +37,7 @@ class Footprint:
     kv_bytes: int
     compute_bytes: int
     layers: int  # with the output layer
+    kv_overwritten_bytes: int = 0  # cache that Ollama's log reader loses, see `underreported`
 
 
 @dataclass(frozen=True)
@@ -58,10 +59,13 @@ def _pad(cells: int) -> int:
     return -(-cells // 256) * 256
 
 
-def kv_cache_bytes(header: Header, shape: Shape) -> int:
-    """The cache is allocated in full at load: context times slots, windowed layers less."""
+def kv_cache_parts(header: Header, shape: Shape) -> tuple[int, int]:
+    """Bytes of the cache for layers that see everything, and for those that see a window.
+
+    It is allocated in full at load: context times slots.
+    """
     if header.number("pooling_type"):
-        return 0
+        return 0, 0
     layers, heads = header.number("block_count", 1), max(1, header.number("attention.head_count", 1))
     kv_heads = header.number("attention.head_count_kv", heads)
     default = header.number("embedding_length", 64) // heads
@@ -71,9 +75,15 @@ def kv_cache_bytes(header: Header, shape: Shape) -> int:
     slot = _pad(min(shape.context, header.number("context_length", shape.context)))
     window = header.number("attention.sliding_window")
     pattern = _WINDOW_PATTERN.get(header.architecture, 0) if window else 0
-    windowed = min(slot, _pad(window + shape.batch))
-    cells = sum(windowed if pattern and index % pattern < pattern - 1 else slot for index in range(layers))
-    return int(cells * shape.slots * row * KV_ELEMENT_BYTES[shape.kv_type])
+    windowed = sum(1 for index in range(layers) if pattern and index % pattern < pattern - 1)
+    cell_bytes = shape.slots * row * KV_ELEMENT_BYTES[shape.kv_type]
+    short = min(slot, _pad(window + shape.batch))
+    return int((layers - windowed) * slot * cell_bytes), int(windowed * short * cell_bytes)
+
+
+def kv_cache_bytes(header: Header, shape: Shape) -> int:
+    """The whole cache."""
+    return sum(kv_cache_parts(header, shape))
 
 
 def footprint(header: Header, shape: Shape, file_bytes: int) -> Footprint:
@@ -91,20 +101,16 @@ def footprint(header: Header, shape: Shape, file_bytes: int) -> Footprint:
     compute = shape.batch * widest + slot * shape.batch * 2
     if not shape.flash_attention:
         compute += header.number("attention.head_count", 1) * slot * shape.batch * 4
-    return Footprint(weights, kv_cache_bytes(header, shape), compute, header.number("block_count", 1) + 1)
+    everything, windowed = kv_cache_parts(header, shape)
+    layers = header.number("block_count", 1) + 1
+    return Footprint(weights, everything + windowed, compute, layers, everything if windowed else 0)
 
 
-def predicted_bytes(header: Header, shape: Shape, file_bytes: int) -> int:
+def predicted_bytes(header: Header, context: int, slots: int, file_bytes: int) -> int:
     """Ollama's own rough guess, by which it chooses a GPU and evicts."""
     heads = max(1, header.number("attention.head_count", 1))
     row = header.number("attention.head_count_kv", heads) * (header.number("embedding_length", 64) // heads)
-    kv = 2 * header.number("block_count", 1) * row * shape.context * shape.slots * 2
-    return file_bytes + kv + {512: 0, 1024: 768 << 20, 2048: 2 << 30}.get(shape.batch, 0)
-
-
-def automatic_batch(context: int) -> int:
-    """num_batch where nobody set it."""
-    return 2048 if context > 32768 else 1024 if context > 4096 else 512
+    return file_bytes + 2 * header.number("block_count", 1) * row * context * slots * 2
 
 
 def place(need: Footprint, free: dict[int, int], num_gpu: int, fit_target_bytes: int) -> Placement:
@@ -143,3 +149,11 @@ def place(need: Footprint, free: dict[int, int], num_gpu: int, fit_target_bytes:
     if on_gpu >= layers:
         size = vram
     return Placement(taken, on_gpu, layers, max(size, vram), vram)
+
+
+def underreported(placement: Placement, need: Footprint) -> Placement:
+    """What /api/ps says of a model with windowed layers: their log line replaces that of the other layers."""
+    lost = need.kv_overwritten_bytes
+    on_gpu = lost * placement.gpu_layers // placement.layers
+    size, vram = placement.size_bytes - lost, placement.size_vram_bytes - on_gpu
+    return replace(placement, size_bytes=size, size_vram_bytes=min(vram, size))

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from lab.gpu.state import StateError, release
 from lab.ollama import log
+from lab.ollama.config import Habits
 from lab.ollama.gpus import Gpu, state_path
 from lab.ollama.memory import Placement, Shape
 from lab.ollama.store import Stored
@@ -69,6 +70,7 @@ class Runner:
     references: int = 0
     timer: asyncio.TimerHandle | None = None
     unloading: bool = False
+    batch_automatic: bool = False
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     slots: asyncio.Semaphore = field(init=False)
 
@@ -138,7 +140,12 @@ def _died(code: int, stderr: str) -> LoadError:
 
 
 async def spawn(
-    model: Stored, options: RunnerOptions, shape: Shape, gpus: list[Gpu], fit_target_bytes: int, spill: bool
+    model: Stored,
+    options: RunnerOptions,
+    shape: Shape,
+    gpus: list[Gpu],
+    fit_target_bytes: int,
+    habits: Habits,
 ) -> Runner:
     """Start a runner and wait until it has its memory; LoadError when it dies over it."""
     job = {
@@ -147,7 +154,8 @@ async def spawn(
         "gpus": [gpu.index for gpu in gpus],
         "num_gpu": options.num_gpu,
         "fit_target_bytes": fit_target_bytes,
-        "silent_spill": spill,
+        "silent_spill": habits.silent_spill,
+        "windowed_underreport": habits.windowed_underreport,
     }
     command, environment = _command(json.dumps(job))
     pipe = asyncio.subprocess.PIPE

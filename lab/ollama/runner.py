@@ -18,7 +18,16 @@ from typing import NoReturn
 from lab.gpu.state import StateError, edit
 from lab.ollama import gguf
 from lab.ollama.gpus import state_path
-from lab.ollama.memory import KV_ELEMENT_BYTES, OutOfMemoryError, Placement, Shape, footprint, place
+from lab.ollama.memory import (
+    KV_ELEMENT_BYTES,
+    Footprint,
+    OutOfMemoryError,
+    Placement,
+    Shape,
+    footprint,
+    place,
+    underreported,
+)
 
 
 def _fail(*lines: str) -> NoReturn:
@@ -47,7 +56,7 @@ def load(job: dict[str, object]) -> Placement:
     wanted = [int(index) for index in job["gpus"]]  # type: ignore[attr-defined]
     num_gpu, target = int(str(job["num_gpu"])), int(str(job["fit_target_bytes"]))
     if not wanted or num_gpu == 0:
-        return place(need, {}, -1, target)
+        return _told(job, place(need, {}, -1, target), need)
     try:
         with edit(state_path()) as state:
             free = {gpu.index: gpu.free_bytes() for gpu in state.gpus if gpu.index in wanted}
@@ -65,7 +74,11 @@ def load(job: dict[str, object]) -> Placement:
             f"error: the simulated GPUs in {state_path()} can't be used: {error}. "
             "Ollama's unit must be allowed to write to that folder (ReadWritePaths=)."
         )
-    return placement
+    return _told(job, placement, need)
+
+
+def _told(job: dict[str, object], placement: Placement, need: Footprint) -> Placement:
+    return underreported(placement, need) if job["windowed_underreport"] else placement
 
 
 def main(arguments: list[str]) -> None:

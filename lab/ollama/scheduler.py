@@ -17,12 +17,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lab.ollama import gpus as gpu_state
-from lab.ollama import log
+from lab.ollama import log, placement
 from lab.ollama.config import Knobs, Settings
 from lab.ollama.gotext import gibibytes
 from lab.ollama.gpus import Gpu
 from lab.ollama.http import Gone
-from lab.ollama.memory import Shape, automatic_batch, predicted_bytes
+from lab.ollama.memory import Shape, predicted_bytes
 from lab.ollama.process import LoadError, Runner, RunnerOptions, Wanted, spawn
 from lab.ollama.store import Stored
 
@@ -30,6 +30,7 @@ BUSY = "server busy, please try again.  maximum pending requests exceeded"
 ABORTED = "client connection closed before llama-server finished loading, aborting load"
 RECOVERY_SECONDS = 5.0
 MODELS_PER_GPU = 3
+DEFAULT_BATCH = 512
 
 
 @dataclass(eq=False)
@@ -160,7 +161,7 @@ class Scheduler:
                 log.warn("requested context size too large for model", source="llama_server.go:215",
                          num_ctx=context, n_ctx_train=trained)  # fmt: skip
             context = trained
-        batch = wanted.num_batch or automatic_batch(context)
+        batch = wanted.num_batch or DEFAULT_BATCH
         if "embedding" in model.capabilities:
             batch = max(batch, context)
         return RunnerOptions(
@@ -175,6 +176,8 @@ class Scheduler:
         new = self.options(model, wanted)
         if new.num_gpu < 0 and self.knobs.habits.sticky_num_gpu:
             new = replace(new, num_gpu=runner.options.num_gpu)
+        if wanted.num_batch is None and runner.batch_automatic:
+            new = replace(new, num_batch=runner.options.num_batch)
         return new != runner.options
 
     async def _ping(self, runner: Runner) -> bool:
@@ -229,7 +232,7 @@ class Scheduler:
                 chosen = self._choose(pending)
                 if chosen is not None:
                     try:
-                        return await self._load(pending, chosen)
+                        return await self._load(pending, *chosen)
                     except LoadError as error:
                         if "out of memory" not in str(error) or pending.oom_retried or not self.loaded:
                             raise
@@ -292,12 +295,6 @@ class Scheduler:
                 return
             await asyncio.sleep(0.25)
 
-    def _shape(self, pending: _Pending) -> tuple[RunnerOptions, Shape]:
-        options = self.options(pending.model, pending.wanted)
-        flash = self.settings.flash_attention != "off"
-        slots = self.slots_for(pending.model)
-        return options, Shape(options.num_ctx, slots, self.settings.kv_cache_type, options.num_batch, flash)
-
     def _seen(self) -> list[Gpu]:
         """Free memory as the server believes it: true only while some GPU carries no runner."""
         gpus = self.visible()
@@ -315,39 +312,49 @@ class Scheduler:
             seen.append(replace(gpu, free_bytes=max(0, free)))
         return seen
 
-    def _choose(self, pending: _Pending) -> list[Gpu] | None:
-        """GPUs for a load; None when something has to go first."""
+    def _choose(self, pending: _Pending) -> tuple[list[Gpu], RunnerOptions] | None:
+        """GPUs and options for a load; None when something has to go first."""
         gpus = [] if pending.wanted.num_gpu == 0 else self._seen()
         if not self._max_loaded:
             self._max_loaded = MODELS_PER_GPU * max(1, len(self.visible()))
-        if not gpus:
-            return []
-        if pending.wanted.main_gpu is not None and len(gpus) > 1:
-            if not 0 <= pending.wanted.main_gpu < len(gpus):
-                raise LoadError(
-                    "llama-server process has terminated: exit status 1: error: invalid value for main_gpu: "
-                    f"{pending.wanted.main_gpu} (available devices: {len(gpus)})\nerror: failed to load model"
-                )
-            return [gpus[pending.wanted.main_gpu]]
-        _, shape = self._shape(pending)
-        size = pending.model.blob.stat().st_size if pending.model.blob.exists() else 0
-        predicted = predicted_bytes(pending.model.header, shape, size)
-        roomy = max(gpus, key=lambda gpu: gpu.free_bytes)
-        if not self.settings.sched_spread and predicted <= 0.8 * roomy.free_bytes:
-            if self.loaded:
-                log.info("llama-server model fits alongside existing models", source="sched.go:620",
-                         predicted=gibibytes(predicted), available=gibibytes(roomy.free_bytes))  # fmt: skip
-            return [roomy]
-        together = sum(gpu.free_bytes for gpu in gpus)
-        if not self.loaded or predicted <= 0.8 * together:
-            return gpus
-        log.info("llama-server model predicted to exceed available memory, evicting", source="sched.go:640",
-                 predicted=gibibytes(predicted), available=gibibytes(together))  # fmt: skip
-        return None
+        model, wanted = pending.model, pending.wanted
+        if wanted.main_gpu is not None and len(gpus) > 1 and not 0 <= wanted.main_gpu < len(gpus):
+            raise LoadError(
+                "llama-server process has terminated: exit status 1: error: invalid value for main_gpu: "
+                f"{wanted.main_gpu} (available devices: {len(gpus)})\nerror: failed to load model"
+            )
+        options, slots = self.options(model, wanted), self.slots_for(model)
+        size = model.blob.stat().st_size if model.blob.exists() else 0
+        predicted = predicted_bytes(model.header, options.num_ctx, slots, size)
+        chosen = placement.select(gpus, predicted, wanted.main_gpu, spread=self.settings.sched_spread)
+        if "completion" in model.capabilities:
+            if wanted.num_batch is None:
+                flash, cells = self.settings.flash_attention != "off", options.num_ctx * slots
+                batch = placement.automatic_batch(cells, predicted, chosen, flash_attention=flash)
+                options = replace(options, num_batch=batch)
+            predicted += placement.surcharge_bytes(options.num_batch)
+        partial = 0 < wanted.num_gpu <= model.header.number("block_count", 1)
+        if not self.loaded or not chosen or partial:
+            return chosen, options
+        told = {
+            "predicted": gibibytes(predicted),
+            "predicted_num_ctx": options.num_ctx * slots,
+            "num_batch": options.num_batch,
+            "available": gibibytes(placement.available_bytes(chosen)),
+        }
+        if not placement.fits(predicted, chosen):
+            log.info(
+                "llama-server model predicted to exceed available memory, evicting",
+                source="sched.go:551",
+                **told,
+            )
+            return None
+        log.info("llama-server model fits alongside existing models", source="sched.go:563", **told)
+        return chosen, options
 
-    async def _load(self, pending: _Pending, gpus: list[Gpu]) -> Runner:
+    async def _load(self, pending: _Pending, gpus: list[Gpu], options: RunnerOptions) -> Runner:
         """Start the runner and wait for it, unless the client who asked for it leaves."""
-        work = asyncio.get_running_loop().create_task(self._start_runner(pending, gpus))
+        work = asyncio.get_running_loop().create_task(self._start_runner(pending, gpus, options))
         left = asyncio.get_running_loop().create_task(pending.gone.wait())
         try:
             await asyncio.wait({work, left}, return_when=asyncio.FIRST_COMPLETED)
@@ -364,11 +371,12 @@ class Scheduler:
         self.loaded[pending.model.key] = runner
         return runner
 
-    async def _start_runner(self, pending: _Pending, gpus: list[Gpu]) -> Runner:
-        options, shape = self._shape(pending)
+    async def _start_runner(self, pending: _Pending, gpus: list[Gpu], options: RunnerOptions) -> Runner:
+        flash, slots = self.settings.flash_attention != "off", self.slots_for(pending.model)
+        shape = Shape(options.num_ctx, slots, self.settings.kv_cache_type, options.num_batch, flash)
         faults = self.knobs.models.get(pending.model.name.shortest, {})
-        spill = self.knobs.habits.silent_spill
-        runner = await spawn(pending.model, options, shape, gpus, self.settings.fit_target_bytes, spill)
+        habits = self.knobs.habits
+        runner = await spawn(pending.model, options, shape, gpus, self.settings.fit_target_bytes, habits)
         size = pending.model.blob.stat().st_size
         seconds = max(self.knobs.load_seconds_min, size / self.knobs.disk_bytes_per_second)
         try:
@@ -384,6 +392,7 @@ class Scheduler:
         except BaseException:
             await runner.kill(self.knobs.habits.late_memory_seconds)
             raise
+        runner.batch_automatic = pending.wanted.num_batch is None
         runner.session_seconds = self.settings.keep_alive_seconds
         log.info(f"llama-server started in {seconds:.2f} seconds", source="llama_server.go:1531")
         return runner

@@ -126,10 +126,15 @@ def _report(need: Footprint, placement: Placement, names: dict[int, str]) -> Non
     for index, size in placement.gpu_bytes.items():
         layered = size - need.compute_bytes - CUDA_CONTEXT_BYTES
         buffer("load_tensors", names[index], "model", layered * weights_part)
-        buffer("llama_kv_cache", names[index], "KV", layered * (1 - weights_part))
+        cache = layered * (1 - weights_part)
+        if need.kv_overwritten_bytes:  # two caches, two lines of the same name: Ollama keeps the second
+            whole = cache * need.kv_overwritten_bytes / need.kv_bytes
+            buffer("llama_kv_cache", names[index], "KV", whole)
+            cache -= whole
+        buffer("llama_kv_cache", names[index], "KV", cache)
         buffer("llama_context", names[index], "compute", need.compute_bytes)
     left = (layers - on_gpu) / layers
     buffer("load_tensors", "CPU_Mapped", "model", max(need.weights_bytes * left, 1 << 19))
     if left:
-        buffer("llama_kv_cache", "CPU", "KV", need.kv_bytes * left)
+        buffer("llama_kv_cache", "CPU", "KV", (need.kv_bytes - need.kv_overwritten_bytes) * left)
     buffer("llama_context", "CUDA_Host" if names else "CPU", "compute", 20 << 20)

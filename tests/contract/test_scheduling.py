@@ -39,11 +39,22 @@ def test_memory_is_taken_and_given_back(fast):
 
 
 @pytest.mark.needs("gpus")
-def test_size_in_ps(fast):
-    """The size is the model's weights, its cache and its compute buffer, as llama.cpp takes them."""
-    server = fast(OLLAMA_NUM_PARALLEL="1")
-    server.generate(LARGE, options={"num_batch": 512})
-    assert server.ps()[0]["size"] == pytest.approx(2622.85 * (1 << 20), rel=0.01)
+@pytest.mark.parametrize(
+    ("options", "size_mib"),
+    [
+        ({"num_ctx": 4096}, 2627),
+        ({"num_ctx": 8192}, 3343),
+        ({"num_ctx": 16384, "num_batch": 512}, 3983),
+        ({"num_ctx": 40000}, 7497),
+    ],
+)
+def test_size_in_ps(fast, options, size_mib):
+    """The size is weights, cache and compute buffer; a longer context gets a larger batch by itself."""
+    server = fast()
+    server.generate(LARGE, options=options)
+    (entry,) = server.ps()
+    assert entry["size"] / (1 << 20) == pytest.approx(size_mib, abs=3)
+    assert entry["context_length"] == options["num_ctx"]
 
 
 @pytest.mark.needs("gpus")

@@ -90,6 +90,17 @@ def test_placement_spills():
         memory.place(need, {0: 5 << 30}, 99, 1024 * MIB)
 
 
+def test_underreported():
+    """Of gemma3's cache at 131072 ps tells 174 MiB of 2734, as Ollama's own log reader does."""
+    need = memory.footprint(_header("gemma3:4b"), Shape(131072, 1, "f16", 512), 0)
+    true = memory.place(need, {0: 24 << 30}, -1, 1024 * MIB)
+    told = memory.underreported(true, need)
+    assert true.size_bytes - told.size_bytes == 2560 * MIB
+    assert told.size_bytes == told.size_vram_bytes
+    dense = memory.footprint(_header("llama3.2:3b"), Shape(8192, 1, "f16", 512), 0)
+    assert memory.underreported(true, dense) == true
+
+
 def test_placement_over_two_gpus():
     """A model that is too large for one GPU is spread over both."""
     need = memory.footprint(_header("llama3.1:70b"), Shape(4096, 1, "f16", 512), 0)
