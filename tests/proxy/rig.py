@@ -73,6 +73,7 @@ class Rig:
         entries = [
             {"name": "user", "sha256": hash_of(KEYS["use"]), "scopes": ["use"], "models": ["*"]},
             {"name": "boss", "sha256": hash_of(KEYS["admin"]), "scopes": ["admin"], "models": ["*"]},
+            {"name": "scraper", "sha256": hash_of("drv_test-metrics-key"), "scopes": ["metrics"]},
             {"name": "some", "sha256": hash_of(KEYS["some"]), "scopes": ["use"], "models": ["llama3.2"]},
         ]
         self.keys_file.write_text(yaml.safe_dump({"keys": [*entries, *more.values()]}))

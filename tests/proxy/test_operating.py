@@ -71,6 +71,11 @@ def test_metrics_are_sane(rig):
         http.get("/api/tags")
     families = {f.name: f for f in text_string_to_metric_families(rig.admin("/metrics").text)}
 
+    with rig.http("drv_test-metrics-key") as scraper, rig.http() as user:
+        assert "drover_build_info" in scraper.get("/metrics").text
+        assert scraper.get("/api/tags").status_code == 403
+        assert user.get("/metrics").status_code == 403
+
     def value(name, **labels):
         family = next(f for f in families.values() for s in f.samples if s.name == name)
         return sum(s.value for s in family.samples if s.name == name and labels.items() <= s.labels.items())
@@ -78,6 +83,11 @@ def test_metrics_are_sane(rig):
     assert all(name.startswith(("drover_", "process_")) for name in families)
     assert value("drover_requests_total", model=SMALL, status="200") == 1
     assert value("drover_errors_total", code="unauthorized") == 1
+    assert [line["code"] for line in rig.lines("rejected")] == [
+        "unauthorized",
+        "scope_missing",
+        "scope_missing",
+    ]
     assert value("drover_loads_total", outcome="ok") == 2
     assert value("drover_load_duration_seconds_count") == 2
     assert value("drover_queue_wait_seconds_count") == 2

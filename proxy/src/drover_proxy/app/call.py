@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from drover_proxy.app.parts import Parts
 
 
+LOGGED = frozenset({401, 403, 409, 500, 502, 503, 504})
+"""Rejections that an operator looks for: who was kept out, and what could not be served."""
+
+
 class Call:
     """The proxy's side of an exchange; it is the exchange's `context`."""
 
@@ -70,6 +74,17 @@ class Call:
             return
         self.code = code
         self.parts.metrics.errors[code] += 1
+        if status in LOGGED:
+            self.parts.log.info(
+                "rejected",
+                status=status,
+                code=code,
+                route=self.route.name,
+                model=self.model,
+                key=self.caller.name,
+                client=self.ex.client,
+                message=message,
+            )
         headers = error_headers(status, code, retry_after_seconds=retry_after, allow=allow)
         if self.instance is not None:
             headers.append((b"x-drover-instance", self.instance.name.encode()))

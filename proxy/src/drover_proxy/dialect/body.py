@@ -126,13 +126,26 @@ def _read_fields(body: bytes, route: Route) -> tuple[dict[str, msgspec.Raw], boo
 def _proves_itself(body: bytes, fields: Mapping[str, msgspec.Raw]) -> bool:
     # A repeated field would make the body longer than the fields that were read need. Compact JSON, and the
     # form with a blank after each comma and colon, are what clients send; anything else is written anew.
-    need = 2 + sum(len(key.encode()) + 3 + len(bytes(raw)) for key, raw in fields.items()) + len(fields) - 1
+    need = 1 + 4 * len(fields)
+    for key, raw in fields.items():
+        need += (len(key) if key.isascii() else len(key.encode())) + len(raw)
     return len(body) in {need, need + 2 * len(fields) - 1}
+
+
+def _is_null(raw: msgspec.Raw) -> bool:
+    return len(raw) == 4 and bytes(raw) == b"null"
+
+
+def _short(raw: msgspec.Raw | None) -> bytes:
+    """Return a short value's bytes, null for an absent one; long ones are not copied to be looked at."""
+    if raw is None:
+        return b"null"
+    return bytes(raw) if len(raw) < 16 else b"long"
 
 
 def _string(fields: Mapping[str, msgspec.Raw], key: str) -> str:
     raw = fields.get(key)
-    if raw is None or bytes(raw) == b"null":
+    if raw is None or _is_null(raw):
         return ""
     try:
         return _text.decode(raw)
@@ -149,7 +162,7 @@ def _name(fields: Mapping[str, msgspec.Raw], source: str) -> str:
 
 def _stream(fields: Mapping[str, msgspec.Raw], route: Route) -> bool:
     raw = fields.get("stream")
-    if raw is None or bytes(raw) == b"null":
+    if raw is None or _is_null(raw):
         return route.stream_default
     try:
         return _flag.decode(raw)
@@ -160,14 +173,14 @@ def _stream(fields: Mapping[str, msgspec.Raw], route: Route) -> bool:
 def _make_native(asked: Asked, route: Route) -> None:
     fields = asked.fields
     if route.prompt_key:
-        empty = all(bytes(fields.get(key, b"null")) in EMPTY for key in (route.prompt_key, "images"))
+        empty = all(_short(fields.get(key)) in EMPTY for key in (route.prompt_key, "images"))
         asked.empty_prompt = empty
-        asked.unload = empty and bytes(fields.get("keep_alive", b"null")) in ZERO
+        asked.unload = empty and _short(fields.get("keep_alive")) in ZERO
     for key in TAKEN_OUT:
         if fields.pop(key, None) is not None:
             asked.changed = True
     raw = fields.get("options")
-    if raw is None or bytes(raw) == b"null":
+    if raw is None or _is_null(raw):
         return
     try:
         options = _fields.decode(raw)
