@@ -29,6 +29,7 @@ CACHE = ROOT / ".cache" / "proxy"
 MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
 # Newest first; a wheel for an older glibc fits too.
 PLATFORMS = ("manylinux_2_28", "manylinux_2_17", "manylinux2014")
+KEPT_BUNDLES = 6
 _one_at_a_time = threading.Lock()
 
 
@@ -110,7 +111,15 @@ def bundle(target: Target) -> Path:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not file.is_file():
                 _make(target, file)
+                _forget_old()
     return file
+
+
+def _forget_old() -> None:
+    """Keep the newest bundles only: each change of the proxy makes another."""
+    files = sorted(CACHE.glob("*.tar"), key=lambda path: path.stat().st_mtime, reverse=True)
+    for old in files[KEPT_BUNDLES:]:
+        old.unlink(missing_ok=True)
 
 
 def _make(target: Target, file: Path) -> None:
