@@ -22,6 +22,11 @@ from deploys.lib.stage import Context, Layer, SkipLayerError
 FOLDER = "/etc/drover/models"
 WANTED = "/etc/drover/models.json"
 PROGRAM = f"{serving.LIBRARY}/models.py"
+APPLY = (
+    f"timeout {{seconds}} {PROGRAM} apply {{name}} || {{{{ rc=$?; [ $rc -ne 124 ] || "
+    "echo 'not done after {seconds} s (models_pull_timeout_seconds); what was pulled stays. Next: again' >&2; "
+    "exit $rc; }}"
+)
 
 
 def preflight(ctx: Context) -> None:
@@ -89,7 +94,7 @@ def models(timeout_seconds: int) -> Commands:
     # Before the first run the host can't say what differs: then everything does.
     for name in [entry["name"] for entry in plan] if plan else [""]:
         # One after the other: two pulls would share the line, and a failure names its model.
-        yield Shown(f"timeout {timeout_seconds} {PROGRAM} apply {shlex.quote(name) if name else ''}")
+        yield Shown(APPLY.format(seconds=timeout_seconds, name=shlex.quote(name) if name else ""))
 
 
 class Shown(StringCommand):

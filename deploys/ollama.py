@@ -53,7 +53,9 @@ def preflight(ctx: Context) -> None:
 def install(ctx: Context) -> None:
     """Lay the release beside the older ones; nothing points to it yet."""
     values = ctx.vars
-    apt.packages(name="Install what fetches and unpacks", wanted={"curl": "", "zstd": ""})
+    apt.packages(
+        name="Install what fetches, unpacks and checks", wanted={"curl": "", "python3": "", "zstd": ""}
+    )
     serving.account(name="Have a user", user=USER, home=HOME, groups=["video", "render"])
     serving.folders(
         name="Have its folders",

@@ -177,6 +177,6 @@ def _pip(*arguments: str) -> None:
             (line for line in lines if line.startswith("ERROR")), lines[-1] if lines else "no reason given"
         )
         raise DroverError(
-            f"the proxy couldn't be packed on the controller: pip {arguments[0]}: {why}. Next: run again with "
-            "a way to the package index, or copy .cache/proxy/ from a machine that has one"
+            f"the proxy couldn't be packed on the controller: pip {arguments[0]}: {why}. Next: run again "
+            "with a way to the package index, or copy .cache/proxy/ from a machine that has one"
         )
