@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,3 +120,12 @@ def run_pyinfra(lab, fleet_dir) -> Callable[..., PyinfraRun]:
         return PyinfraRun(done.returncode, done.stdout, done.stderr)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def site(lab, fleet_dir, run_pyinfra):
+    """The provisioned lab; the plan on bare hosts and the first run are kept for tests that look at them."""
+    plan = run_pyinfra("--dry", "--json", yes=False)
+    began = time.monotonic()
+    first = run_pyinfra("--json")
+    return {"plan": plan, "first": first, "seconds": time.monotonic() - began}

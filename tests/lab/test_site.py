@@ -6,7 +6,6 @@ The session's lab is provisioned once; each test leaves it as it found it, so th
 from __future__ import annotations
 
 import json
-import time
 import urllib.error
 import urllib.request
 from contextlib import contextmanager
@@ -55,15 +54,6 @@ class Door:
         """Return the models in the GPUs that are wholly there."""
         found = self.ask("/api/ps")[2]["models"]
         return {entry["name"] for entry in found if entry["size_vram"] == entry["size"]}
-
-
-@pytest.fixture(scope="session")
-def site(lab, fleet_dir, run_pyinfra):
-    """The provisioned lab; the plan on bare hosts and the first run are kept for tests that look at them."""
-    plan = run_pyinfra("--dry", "--json", yes=False)
-    began = time.monotonic()
-    first = run_pyinfra("--json")
-    return {"plan": plan, "first": first, "seconds": time.monotonic() - began}
 
 
 @pytest.fixture
