@@ -125,6 +125,26 @@ async def test_streamed_body_is_not_sent_twice(world: World):
     assert ("failed", 2, "closed", False) in world.handler.story
 
 
+async def test_streamed_body_can_not_be_forwarded_again(world: World):
+    """A handler that tries all the same does no harm: no upstream gets the rest of a body as the whole."""
+    world.handler.plan = BodyPlan.STREAM
+
+    def again(ex, error):
+        assert not error.retryable
+        ex.forward(world.upstream)
+        return True
+
+    world.handler.on_failed = again
+    client = await world.client(post(b"half and the other half")[:-10])
+    upstream = await world.origin.request(end=b"half")
+    upstream.close()
+    assert b"x-drover-error: body_lost" in await client.until(b"}")
+    assert len(world.origin.peers) == 1
+    client.send(b"other half" + get(b"/next"))  # the rest is skipped, and the connection serves on
+    await world.origin.request(1, end=b"/next")
+    assert world.handler.outcomes[0].kind is Kind.UPSTREAM_FAILED
+
+
 async def test_idle_connections_that_close_are_forgotten(world: World):
     """An upstream that closes its idle connections costs nobody anything."""
     client = await world.client(post())

@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from drover_proxy.wire import answers
-from drover_proxy.wire.contract import BodyPlan, Kind, Outcome, UpstreamError, Watch
+from drover_proxy.wire.contract import BodyPlan, Kind, Outcome, UpstreamError, UpstreamFault, Watch
 from drover_proxy.wire.fields import Fields
 from drover_proxy.wire.head import BadRequest
 from drover_proxy.wire.relay import Relay
@@ -31,6 +31,7 @@ class Exchange:
     __slots__ = (
         "arrived_at",
         "body",
+        "body_began",
         "bytes_in",
         "bytes_out",
         "client",
@@ -92,6 +93,7 @@ class Exchange:
         self.state = State.BODY
         self.relay: Relay | None = None
         self.reused = False
+        self.body_began = False  # a streamed body has begun to flow: it can't be had again
         self.failure: Kind | None = None
         self.detail = ""
 
@@ -213,6 +215,11 @@ class Exchange:
             return
         if self.relay is not None:
             raise illegal(self.state, Event.FORWARD, repr(self))
+        if self.body_began:
+            self.failure = Kind.UPSTREAM_FAILED
+            self.detail = "a part of the body had gone to an upstream that failed; it can't be had again"
+            self.respond(502, *answers.error_parts(UpstreamFault.BODY_LOST.value, self.detail))
+            return
         self.failure = None
         self.detail = ""
         self.relay = Relay(

@@ -46,7 +46,6 @@ class Relay:
         "_limits",
         "_retried",
         "_sent_at",
-        "_upload_began",
         "_upstream",
         "active",
         "connection",
@@ -80,7 +79,6 @@ class Relay:
         self._extra = extra
         self._dialing: asyncio.Task[None] | None = None
         self._retried = False
-        self._upload_began = False
         self._sent_at = 0.0
         if exchange.plan is STREAM:
             framing, self._body = self._client.parser.length_line() + b"\r\n", b""
@@ -157,7 +155,7 @@ class Relay:
     def upload(self, data: bytes) -> None:
         """Send a piece of a streamed body, its framing included."""
         assert self.connection is not None
-        self._upload_began = True
+        self.exchange.body_began = True
         self.connection.transport.write(data)
 
     def upload_paused(self, *, paused: bool) -> None:
@@ -234,7 +232,7 @@ class Relay:
 
     def lost(self, connection: UpstreamConnection, why: str, *, untouched: bool) -> None:
         """The connection was closed before the answer's head was whole; `untouched`: not a byte had come."""
-        stale = connection.served > 0 and untouched and not self._retried and not self._upload_began
+        stale = connection.served > 0 and untouched and not self._retried and not self.exchange.body_began
         if stale and self._client.server.clock() - self._sent_at < STALE_SECONDS:
             self._retried = True
             self.connection = None
@@ -250,7 +248,7 @@ class Relay:
         self.connection = self._dialing = None
         if self.exchange.relay is not self:
             return  # it has ended in this very turn of the loop
-        retryable = fault in UNTOUCHED and not self._upload_began
+        retryable = fault in UNTOUCHED and not self.exchange.body_began
         self.exchange.failed(UpstreamError(fault, why, retryable=retryable))
 
     def broken(self, connection: UpstreamConnection, why: str) -> None:

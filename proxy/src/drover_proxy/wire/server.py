@@ -159,7 +159,7 @@ class Server:
         """Look at every deadline, once per interval."""
         self.now = now = self.clock()
         for connection in list(self.connections):
-            if connection.read_paused and connection.hung_up():
+            if connection.exchange and connection.read_paused and connection.hung_up():
                 connection.give_up("the client left while its body was waiting")
             connection.sweep(now)
         for pool in list(self._pools):

@@ -158,32 +158,34 @@ class UpstreamConnection(asyncio.Protocol):
 
     def _head(self, relay: Relay, data: bytes) -> None:
         """Take the head of the answer, and whatever came with it."""
-        end = data.find(b"\r\n\r\n") + 4
+        self._buffer = b""
         try:
-            if (end if end > 3 else len(data)) > ANSWER_HEAD_BYTES:
-                raise BadAnswer(f"a head of more than {ANSWER_HEAD_BYTES} bytes")  # noqa: TRY301 - as the others
-            if end == 3:
-                fault = find_fault(data)
-                if fault:
-                    raise BadAnswer(fault)  # noqa: TRY301 - as the others
-                self._buffer = data
-                return
-            raw, rest = data[:end], data[end:]
-            self._buffer = b""
-            head = self.pool.heads.read(raw)
-            if head.status < 200:
+            while True:
+                end = data.find(b"\r\n\r\n") + 4
+                if end == 3:
+                    self._partial_head(data)
+                    return
+                raw, rest = data[:end], data[end:]
+                head = self.pool.heads.read(raw)
+                if head.status >= 200:
+                    break
                 relay.interim(head.status, head.relayed + b"\r\n")
-            else:
-                rest = self._begin_body(head, raw, rest)
+                data = rest
+            rest = self._begin_body(head, raw, rest)
         except (BadAnswer, httptools.HttpParserError) as error:
             self.close()
             relay.failed(UpstreamFault.BAD_ANSWER, f"it sent a malformed answer: {error}")
             return
-        if head.status >= 200:
-            relay.answer(self, head, rest)
-            self.line_end = rest.endswith(b"\r\n") or not rest
-        elif rest and self.relay is relay:
-            self._head(relay, rest)
+        relay.answer(self, head, rest)
+        self.line_end = rest.endswith(b"\r\n") or not rest
+
+    def _partial_head(self, data: bytes) -> None:
+        """Keep the beginning of a head, unless it can't become one."""
+        if len(data) > ANSWER_HEAD_BYTES:
+            raise BadAnswer(f"a head of more than {ANSWER_HEAD_BYTES} bytes")
+        if fault := find_fault(data):
+            raise BadAnswer(fault)
+        self._buffer = data
 
     def _begin_body(self, head: AnswerHead, raw: bytes, rest: bytes) -> bytes:
         """Get ready for the body; give what of it is here already."""
