@@ -4,6 +4,7 @@ GET  /metrics              Prometheus' text
 GET  /healthz              200 while the event loop turns
 GET  /readyz               200 when requests can be served, else 503; JSON that says why
 GET  /drover/v1/state      what the proxy knows and does, as JSON
+GET  /drover/v1/explain    ?model=NAME: what happened to it lately, and what it waits for
 POST /drover/v1/warm       {"models": [...]}: load them; from this host only
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs
 
 import msgspec
 
@@ -36,6 +38,7 @@ class Admin:
             b"/healthz": (b"GET", lambda ex: ex.respond(200, [(b"content-type", b"text/plain")], b"ok\n")),
             b"/readyz": (b"GET", self._readyz),
             b"/drover/v1/state": (b"GET", self._state),
+            b"/drover/v1/explain": (b"GET", self._explain),
             b"/drover/v1/warm": (b"POST", self._warm),
         }
 
@@ -66,6 +69,14 @@ class Admin:
 
     def _state(self, ex: Exchange) -> None:
         respond(ex, 200, state.snapshot(self._parts))
+
+    def _explain(self, ex: Exchange) -> None:
+        model = parse_qs(ex.query.decode("latin-1")).get("model", [""])[0]
+        told = state.explain(self._parts, model)
+        if told is None:
+            respond(ex, 404, {"error": f"model {model!r} isn't on this host; ask with ?model=NAME"})
+        else:
+            respond(ex, 200, told)
 
     def _warm(self, ex: Exchange) -> None:
         ex.context = self._parts.spawn(self._warm_up(ex))

@@ -5,12 +5,19 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterator
+from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from drover_proxy.core.scheduler import Scheduler
+from drover_proxy.dialect.names import NameProblem, canonical
+
 if TYPE_CHECKING:
     from drover_proxy.app.parts import Parts
+
+EXPLAINED = 200
+"""Lines of a model's story that are shown."""
 
 
 def readiness(parts: Parts) -> tuple[bool, dict[str, Any]]:
@@ -38,7 +45,45 @@ def snapshot(parts: Parts) -> dict[str, Any]:
             for name, model in sorted(parts.catalogue.models.items())
         },
         "core": core.snapshot() if core is not None else None,
+        "contradictions": _contradictions(core) if core is not None else "",
     }
+
+
+def _contradictions(core: Scheduler) -> str:
+    """Check the scheduler's books against one another; anything but "" is a bug to report."""
+    try:
+        core.validate()
+    except AssertionError as error:
+        return str(error)
+    return ""
+
+
+def explain(parts: Parts, model: str) -> dict[str, Any] | None:
+    """Tell what happened to a model lately, oldest first; None where there is no such model."""
+    core = parts.runtime.core
+    try:
+        target = parts.catalogue.resolve(canonical(model))
+    except NameProblem:
+        target = None
+    if target is None or core is None:
+        return None
+    shown = core.snapshot()
+    now = time.monotonic()
+    return {
+        "model": target,
+        "runners": [runner for runner in shown["runners"] if runner["model"] == target],
+        "waiting": shown["waiting_by_model"].get(target, 0),
+        "stuck": shown["stuck"].get(target, ""),
+        "story": [
+            {"seconds_ago": round(now - entry.now, 3), "request": entry.request, "what": told(entry.what)}
+            for entry in core.story(model=target)[-EXPLAINED:]
+        ],
+    }
+
+
+def told(what: object) -> str:
+    """Return what a line of the story says."""
+    return str(what.value if isinstance(what, Enum) else what)
 
 
 def gauges(parts: Parts) -> Iterator[Metric]:

@@ -53,6 +53,7 @@ It asks for no key: keep it on loopback, or where only the monitoring reaches it
 | GET `/healthz` | 200 while the process works |
 | GET `/readyz` | 200 when requests can be served, else 503; JSON says why, for each instance |
 | GET `/drover/v1/state` | everything the proxy knows, as JSON |
+| GET `/drover/v1/explain?model=NAME` | what happened to a model lately, and what it waits for |
 | POST `/drover/v1/warm` | `{"models": ["name", ...]}`, from the host itself only: loads them, then tells \
 for each whether, where and how long; 503 when one could not be loaded |
 """
