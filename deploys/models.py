@@ -24,7 +24,7 @@ WANTED = "/etc/drover/models.json"
 PROGRAM = f"{serving.LIBRARY}/models.py"
 APPLY = (
     f"timeout {{seconds}} {PROGRAM} apply {{name}} || {{{{ rc=$?; [ $rc -ne 124 ] || "
-    "echo 'not done after {seconds} s (models_pull_timeout_seconds); what was pulled stays. Next: again' >&2; "
+    "echo 'not done after {seconds} s (models_pull_timeout_seconds); what is pulled stays. Next: again' >&2; "
     "exit $rc; }}"
 )
 
