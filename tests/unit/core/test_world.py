@@ -127,6 +127,7 @@ class World(RuleBasedStateMachine):
         process = self.running.get((command.instance, blob))
         if process is None:
             assert (command.instance, blob) in self.dead, "forwarded to a runner that never was"
+            self.forwarded[command.request] = ("gone", blob)
             return
         mates = [r for r, where in self.forwarded.items() if where == (command.instance, blob)]
         assert len(mates) <= process.slots, "more requests than slots"
@@ -445,8 +446,8 @@ class World(RuleBasedStateMachine):
         assert not self.open, f"left without an answer: {self.open}"
         self.drained = True
         self.send(e.DrainRequested())
-        for _ in range(10):
-            self.settle_world()
+        for _ in range(15):
+            self.settle_world(4.0)  # an unload that failed is tried again after half a minute
         state = self.core.state
         assert not state.requests
         assert not state.waiting
@@ -459,8 +460,8 @@ class World(RuleBasedStateMachine):
         assert {runner.state.value for runner in state.runners.values()} <= {"ready"}
         assert sorted(key.instance for key in state.runners) == sorted(key[0] for key in self.running)
 
-    def settle_world(self) -> None:
-        """Two quiet seconds: what is under way ends well, memory is back, everybody is observed."""
+    def settle_world(self, seconds: float = 2.0) -> None:
+        """Some quiet seconds: what is under way ends well, memory is back, everybody is observed."""
         for instance in sorted(self.loading):
             self.end_load(instance)
         for instance, blob in sorted(self.unloading):
@@ -471,7 +472,7 @@ class World(RuleBasedStateMachine):
         self.memory_comes_back()
         for instance in sorted(self.up):
             self.list_runners(instance)
-        self.time_passes(2.0)
+        self.time_passes(seconds)
 
 
 EXPLORE = int(os.environ.get("DROVER_WORLDS", "0"))
