@@ -135,6 +135,61 @@ def test_an_open_door_is_said_loudly(make_rig):
     assert "NO KEYS" in rig.lines("open_door")[0]["message"]
 
 
+def start_activated(rig, listener, environment=None):
+    """Start the proxy as systemd does, with a socket that listens already."""
+    program = (
+        "import os,sys;os.dup2(int(sys.argv[1]),3);os.environ['LISTEN_PID']=str(os.getpid());"
+        "os.environ['LISTEN_FDS']='1';"
+        "os.execv(sys.executable,[sys.executable,'-m','drover_proxy','serve','--config',sys.argv[2]])"
+    )
+    with rig.log.open("ab") as log:
+        rig.proxy = subprocess.Popen(
+            [sys.executable, "-c", program, str(listener.fileno()), str(rig.config_file)],
+            env=rig.base_environment() | (environment or {}),
+            pass_fds=[listener.fileno()],
+            stderr=log,
+            cwd=rig.folder,
+        )
+    rig.processes.append(rig.proxy)
+
+
+def test_a_restart_loses_no_request(make_rig):
+    """While the proxy is restarted behind its socket, callers wait a moment, and every one is answered."""
+    rig = make_rig(slots=4, knobs={"answer_tokens": 60})
+    rig.start_instance(0)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(128)
+        rig.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        start_activated(rig, listener)
+        eventually(rig.is_ready, timeout=20, ignore=(httpx.HTTPError,))
+        rig.ollama().generate(SMALL)
+        stop, answers = threading.Event(), []
+
+        def ask():
+            while not stop.is_set():
+                with rig.http() as fresh:
+                    answer = fresh.post("/api/generate", json={"model": SMALL, "prompt": "One"})
+                    answers.append((answer.status_code, '"done":true' in answer.text))
+
+        threads = [threading.Thread(target=ask) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        eventually(lambda: len(answers) > 4)
+        for _ in range(2):
+            before = rig.proxy
+            rig.signal(signal.SIGTERM)
+            assert before.wait(10) == 0
+            start_activated(rig, listener)
+            count = len(answers)
+            eventually(lambda count=count: len(answers) > count + 4, timeout=20)
+        stop.set()
+        for thread in threads:
+            thread.join(20)
+
+    assert set(answers) == {(200, True)}
+
+
 def test_socket_activation_and_notify(make_rig):
     """Sockets handed over by systemd are used, and systemd hears READY and STOPPING."""
     rig = make_rig()
@@ -145,20 +200,7 @@ def test_socket_activation_and_notify(make_rig):
         notify.settimeout(15)
         listener.bind(("127.0.0.1", 0))
         listener.listen()
-        program = (
-            "import os,sys;os.dup2(int(sys.argv[1]),3);os.environ['LISTEN_PID']=str(os.getpid());"
-            "os.environ['LISTEN_FDS']='1';"
-            "os.execv(sys.executable,[sys.executable,'-m','drover_proxy','serve','--config',sys.argv[2]])"
-        )
-        with rig.log.open("ab") as log:
-            rig.proxy = subprocess.Popen(
-                [sys.executable, "-c", program, str(listener.fileno()), str(rig.config_file)],
-                env=rig.base_environment() | {"NOTIFY_SOCKET": notify_path},
-                pass_fds=[listener.fileno(), 3] if listener.fileno() != 3 else [3],
-                stderr=log,
-                cwd=rig.folder,
-            )
-        rig.processes.append(rig.proxy)
+        start_activated(rig, listener, {"NOTIFY_SOCKET": notify_path})
         assert b"READY=1" in notify.recv(1000)
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/api/version"
         assert httpx.get(url, headers={"authorization": "Bearer drv_test-use-key"}).status_code == 200
