@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import secrets
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -33,7 +34,7 @@ for root in roots:
         for name in files:
             path = os.path.join(folder, name)
             try:
-                if not os.path.isfile(path) or os.path.islink(path) or os.path.getsize(path) > 20_000_000:
+                if not os.path.isfile(path) or os.path.islink(path) or os.path.getsize(path) > 4_000_000:
                     continue
                 with open(path, "rb") as file:
                     text = file.read()
@@ -62,15 +63,15 @@ def canaries(lab, fleet_dir) -> dict[str, str]:
 
     known = read_secrets(lab.name)
     variables = Fleet.load(fleet_dir).host_vars(lab.hosts[0].name)
-    secrets = {
+    found = {
         "key of a user": known["use"],
         "key of an admin": known["admin"],
         "password of the vault": known["vault_password"],
         "password of the mirror": variables["mirror_password"],
     }
-    secrets |= {f"hash of the key {key['name']}": key["sha256"] for key in variables["proxy_keys"]}
-    assert all(len(value) > 20 for value in secrets.values())
-    return secrets
+    found |= {f"hash of the key {key['name']}": key["sha256"] for key in variables["proxy_keys"]}
+    assert all(len(value) > 20 for value in found.values())
+    return found
 
 
 @contextmanager
@@ -110,7 +111,7 @@ def readable_by_nobody(canaries: dict[str, str], roots: list[str], run) -> list[
 @pytest.mark.timeout(900)
 def test_no_secret_can_be_seen(site, lab, fleet_dir, run_pyinfra, canaries):
     """A run that lays every secret anew, as talkative as pyinfra can be, shows none of them to anyone."""
-    user, wrong = canaries["key of a user"], "drv_canary-of-a-wrong-key-0123456789"
+    user, wrong = canaries["key of a user"], f"drv_{secrets.token_urlsafe(32)}"
     canaries["a wrong key"] = wrong
     for host in lab.hosts:
         host.run("rm -f /etc/drover/keys.yaml /etc/apt/auth.conf.d/*drover*")

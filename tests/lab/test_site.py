@@ -128,6 +128,14 @@ def test_the_first_run_serves_on_every_host(lab, site, doors):
         assert not host.failed_units()
 
 
+def test_each_unit_was_started_once(lab, doors):
+    """The first run starts what it lays when all of it lies there, and doesn't restart it."""
+    host = next(host for host in lab.hosts if host.short_name == "b")
+    for unit in ("ollama@gpu0", "ollama@gpu3", "drover-proxy"):
+        journal = host.run(f"journalctl -o cat -u {unit}.service").stdout
+        assert journal.count(f"Started {unit}.service") == 1, journal[-2000:]
+
+
 def test_a_door_asks_for_a_key(doors):
     """A wrong key is refused with 401, in the shape of the dialect that was spoken."""
     status, _, answer = doors["a"].ask("/v1/models", key="drv_wrong")
