@@ -98,6 +98,21 @@ class Call:
         """Answer that nobody is there to serve it."""
         self.fail(503, "no_instance", "no Ollama instance of this host answers at the moment", retry_after=5)
 
+    def send(self, instance: Instance, *, target: bytes | None = None, body: bytes | None = None) -> None:
+        """Forward to an instance; the answer says which one it was."""
+        self.instance = instance
+        headers = [(b"x-drover-instance", instance.name.encode())]
+        if self.queued:
+            headers.append((b"x-drover-queue-ms", b"%d" % round(self.queue_seconds * 1000)))
+            headers.append((b"x-drover-load-ms", b"%d" % round(self.load_seconds * 1000)))
+        self.ex.forward(
+            instance.upstream,
+            target=target or self.ex.path,
+            body=body,
+            extra_response_headers=headers,
+            watch=self.watch,
+        )
+
     def answer(self, body: bytes, content_type: bytes = b"application/json; charset=utf-8") -> None:
         """Answer 200 with a body of the proxy's own."""
         self.ex.respond(200, [(b"content-type", content_type)], body)

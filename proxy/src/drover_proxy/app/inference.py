@@ -92,18 +92,19 @@ class Queued:
         parts.metrics.queue_wait.observe(command.waited_seconds)
         context = command.options.get("num_ctx")
         if context is None or call.route.native:
-            self._send(command, call.model, command.options if call.route.native else None)
+            self._send(call.model, command.options if call.route.native else None)
             return
-        entry = parts.catalogue.models[call.model]
+        entry = parts.catalogue.models.get(call.model)
+        if entry is None:
+            call.fail(404, "model_not_found", f"model '{call.model}' not found")
+            return
         variant = parts.catalogue.variants.ready(call.model, entry.digest, context)
         if variant is not None:
-            self._send(command, variant, None)
+            self._send(variant, None)
         else:
-            call.later(self._send_as_variant(command, instance, entry, context))
+            call.later(self._send_as_variant(instance, entry, context))
 
-    async def _send_as_variant(
-        self, command: Forward, instance: Instance, entry: Model, context: int
-    ) -> None:
+    async def _send_as_variant(self, instance: Instance, entry: Model, context: int) -> None:
         call = self._call
         try:
             variant = await call.parts.catalogue.variants.make(instance.client, call.model, entry, context)
@@ -115,9 +116,9 @@ class Queued:
             return
         call.parts.log.info("variant_made", model=call.model, variant=variant, context=context)
         call.parts.catalogue.hidden.append(variant)
-        self._send(command, variant, None)
+        self._send(variant, None)
 
-    def _send(self, command: Forward, model: str, options: Mapping[str, int] | None) -> None:
+    def _send(self, model: str, options: Mapping[str, int] | None) -> None:
         call = self._call
         asked, instance = call.asked, call.instance
         assert asked is not None
@@ -125,17 +126,7 @@ class Queued:
         body = asked.render(model, options)
         shape = call.route.shape
         call.watch = StreamWatch(shape) if asked.stream and shape else None
-        call.ex.forward(
-            instance.upstream,
-            target=call.ex.path,
-            body=body,
-            extra_response_headers=[
-                (b"x-drover-instance", instance.name.encode()),
-                (b"x-drover-queue-ms", b"%d" % round(command.waited_seconds * 1000)),
-                (b"x-drover-load-ms", b"%d" % round(command.load_seconds * 1000)),
-            ],
-            watch=call.watch,
-        )
+        call.send(instance, body=body)
 
     def reject(self, command: Reject) -> None:
         """Answer with the core's error."""

@@ -18,11 +18,11 @@ from drover_proxy.drivers.ollama import OllamaError
 
 def info(call: Call) -> None:
     """Forward a question that any instance can answer."""
-    instance = call.instance = call.parts.any_up()
+    instance = call.parts.any_up()
     if instance is None:
         call.no_instance()
         return
-    call.ex.forward(instance.upstream, target=call.ex.path)
+    call.send(instance)
 
 
 def models(call: Call) -> None:
@@ -104,8 +104,7 @@ def _forward_show(call: Call) -> None:
         call.no_instance()
         return
     call.model = call.parts.catalogue.target(asked.model)
-    call.instance = instance
-    call.ex.forward(instance.upstream, target=call.ex.path, body=asked.render(call.model))
+    call.send(instance, body=asked.render(call.model))
 
 
 def one_model(call: Call) -> None:
@@ -122,6 +121,5 @@ def one_model(call: Call) -> None:
         call.fail(404, "model_not_found", f"model '{call.argument}' not found")
     else:
         call.model = target
-        call.instance = instance
         spelt = call.parts.catalogue.models[target].name
-        call.ex.forward(instance.upstream, target=f"/v1/models/{spelt}".encode())
+        call.send(instance, target=f"/v1/models/{spelt}".encode())

@@ -76,7 +76,6 @@ def _forward(call: Call, asked: Asked, ticket: Hashable | None) -> None:
         call.no_instance()
         return
     call.model = asked.model
-    call.instance = instance
 
     def look_again() -> None:
         call.parts.catalogue.doubt()
@@ -84,12 +83,8 @@ def _forward(call: Call, asked: Asked, ticket: Hashable | None) -> None:
 
     call.on_finished = look_again
     shape = call.route.shape
-    call.ex.forward(
-        instance.upstream,
-        target=call.ex.path,
-        body=asked.render(asked.model),
-        watch=StreamWatch(shape) if shape and asked.stream else None,
-    )
+    call.watch = StreamWatch(shape) if shape and asked.stream else None
+    call.send(instance, body=asked.render(asked.model))
 
 
 async def _after(call: Call, ticket: Hashable | None) -> None:
@@ -100,8 +95,8 @@ async def _after(call: Call, ticket: Hashable | None) -> None:
 
 def blob(call: Call) -> None:
     """Pass a blob's upload, or the question whether it is there, to an instance."""
-    instance = call.instance = call.parts.any_up()
+    instance = call.parts.any_up()
     if instance is None:
         call.no_instance()
         return
-    call.ex.forward(instance.upstream, target=call.ex.path)
+    call.send(instance)

@@ -23,7 +23,9 @@ from drover_proxy.core.commands import (
 from drover_proxy.core.config import CoreConfig
 from drover_proxy.core.events import (
     Event,
+    Outcome,
     RequestArrived,
+    RequestFinished,
     Tick,
     WithdrawalEnded,
     WithdrawModel,
@@ -159,7 +161,17 @@ class Runtime:
                 self._reject(Reject(request, 500, "internal", "the scheduler failed; see the proxy's log"))
             return
         for command in commands:
+            self._try(command)
+
+    def _try(self, command: Command) -> None:
+        try:
             self._carry_out(command)
+        except Exception as error:  # noqa: BLE001 - the commands after it, and the clock, must go on
+            self.metrics.alerts["command_error"] += 1
+            self.log.write("error", "command_error", command=type(command).__name__, error=repr(error))
+            if isinstance(command, Forward):
+                self._reject(Reject(command.request, 500, "internal", "the proxy failed; see its log"))
+                self.post(RequestFinished(command.request, Outcome.ERROR))
 
     def _carry_out(self, command: Command) -> None:
         if isinstance(command, Forward):
