@@ -178,29 +178,37 @@ def test_a_request_that_meets_a_dead_instance_is_served_later(make_rig):
 
 
 def test_a_runner_that_dies_mid_stream_is_no_clean_end(make_rig):
-    """When the runner is killed in the middle, /v1 breaks or says error, and native has its error line."""
+    """When the runner is killed in the middle, every dialect gets its own error, and /v1 no clean end."""
     rig = make_rig(knobs={"answer_tokens": 4000}).start()
-    rig.ollama().generate(SMALL)
+    streams = {
+        "/api/generate": ({"prompt": "a"}, '"error"', False),
+        "/v1/chat/completions": ({"messages": HELLO}, 'data: {"error"', True),
+        "/v1/responses": ({"input": "a"}, "event: error", True),
+        "/v1/messages": ({"messages": HELLO, "max_tokens": 3000}, "event: error", True),
+    }
+    for path, (body, mark, broken) in streams.items():
+        rig.ollama().generate(SMALL)
+        lines, error = killed_in_the_middle(rig, path, {"model": SMALL, "stream": True, **body})
+        assert any(mark in line for line in lines[-4:]), (path, lines[-4:])
+        assert (error is not None) is broken, path
+        eventually(rig.idle)
+    eventually(lambda: len(rig.lines("answer_broken")) == 4)
+    kinds = [line["kind"] for line in rig.lines("answer_broken")]
+    assert kinds == ["in_band_error", "upstream_broken", "upstream_broken", "upstream_broken"]
 
-    def killed_while(send):
-        with rig.http() as http, send(http) as answer:
-            lines = answer.iter_lines()
-            next(lines)
-            kill_runners(rig)
-            return list(lines)
 
-    native = killed_while(lambda h: h.stream("POST", "/api/generate", json={"model": SMALL, "prompt": "a"}))
-    assert "error" in json.loads([line for line in native if line][-1])
-    eventually(rig.idle)
-    body = {"model": SMALL, "messages": HELLO, "stream": True}
-    with pytest.raises(httpx.RemoteProtocolError):
-        killed_while(lambda h: h.stream("POST", "/v1/chat/completions", json=body))
-    eventually(rig.idle)
-    kinds = [
-        line["kind"]
-        for line in eventually(lambda: rig.lines("answer_broken")[1:] and rig.lines("answer_broken"))
-    ]
-    assert kinds == ["in_band_error", "upstream_broken"]
+def killed_in_the_middle(rig, path, body):
+    """Return the lines of a stream whose runner is killed after the first ones, and how it ended."""
+    lines = []
+    with rig.http() as http, http.stream("POST", path, json=body) as answer:
+        try:
+            for line in answer.iter_lines():
+                lines.append(line)
+                if len(lines) == 12:
+                    kill_runners(rig)
+        except httpx.RemoteProtocolError as error:
+            return lines, error
+    return lines, None
 
 
 def kill_runners(rig):
