@@ -140,22 +140,24 @@ def test_a_client_may_load_and_ask_to_unload(shared):
 
 
 def test_runner_options_of_a_client_reload_nothing(shared):
-    """Whatever num_ctx and num_gpu clients send, the runner stays, and /v1 shares it."""
+    """Whatever num_ctx and num_gpu clients send, the runner stays as it is, and /v1 shares it."""
     client = shared.ollama()
     client.generate(SMALL, "One")
-    before = shared.admin("/metrics").text.count("\n")
-    loads = [line for line in shared.lines("load_started") if line["model"] == SMALL]
+    before = runner_starts(shared)
     for options in ({"num_ctx": 2048}, {"num_gpu": 0}, {"num_ctx": 8192, "temperature": 0.1}, {}):
         assert client.generate(SMALL, "One", options=options, keep_alive="1s").response
     shared.openai().chat.completions.create(model=SMALL, messages=HELLO)
 
-    assert before
-    assert [line for line in shared.lines("load_started") if line["model"] == SMALL] == loads
+    assert runner_starts(shared) == before > 0
     listed = shared.admin("/drover/v1/state").json()["runners_listed"]["gpu0"]
     entry = next(item for item in listed if item["name"] == SMALL)
     assert entry["size_vram"] == entry["size"]
-    ollama_log = (shared.folder / "ollama0.log").read_text()
-    assert ollama_log.count(f"model={SMALL}") >= 0
+    assert entry["expires_at"] > "2200"
+
+
+def runner_starts(rig):
+    """Return how often the instance has started a runner."""
+    return (rig.folder / "ollama0.log").read_text().count("load_tensors: offloaded")
 
 
 def test_anthropic_errors_have_their_own_shape(shared):
