@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from pyinfra.operations import systemd
+
 from deploys.lib import apt, operations
 from deploys.lib.stage import Context, Layer, SkipLayerError
 
@@ -61,6 +63,13 @@ def activate(ctx: Context) -> None:
         name="Describe the GPUs to container engines",
         commands=GENERATE.format(**words),
         unless=CURRENT.format(**words),
+    )
+    # Its folder is gone after a boot, and the package enables only what looks for a new driver.
+    systemd.service(
+        name="Describe the GPUs again at each boot",
+        service="nvidia-cdi-refresh.service",
+        running=None,
+        enabled=True,
     )
 
 
