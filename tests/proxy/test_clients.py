@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import json
 
 import ollama
 import openai
@@ -170,6 +171,24 @@ def test_anthropic_errors_have_their_own_shape(shared):
     assert refused.status_code == 401
     assert refused.json()["error"]["type"] == "authentication_error"
     assert good.json()["type"] == "message"
+
+
+def test_a_body_that_is_too_long_is_said_in_the_dialect(shared):
+    """413 comes before the body is read, in the words of whom it is for."""
+    connection = http.client.HTTPConnection("127.0.0.1", shared.port, timeout=10)
+    try:
+        connection.putrequest("POST", "/v1/messages")
+        connection.putheader("x-api-key", KEYS["use"])
+        connection.putheader("content-length", "99999999")
+        connection.endheaders()
+        answer = connection.getresponse()
+        body = json.load(answer)
+    finally:
+        connection.close()
+
+    assert answer.status == 413
+    assert answer.headers["x-drover-error"] == "body_too_long"
+    assert body["error"]["type"] == "request_too_large"
 
 
 def test_a_key_sees_and_uses_only_its_models(shared):

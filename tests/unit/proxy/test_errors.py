@@ -37,7 +37,9 @@ def test_headers_carry_the_code_and_what_clients_act_on():
 def test_every_code_is_documented():
     """Each code that the source can answer with stands in the table of codes, and no other."""
     sources = [
-        path.read_text() for name in ("app", "dialect", "core") for path in (SOURCE / name).glob("*.py")
+        path.read_text()
+        for name in ("app", "dialect", "core", "wire")
+        for path in (SOURCE / name).glob("*.py")
     ]
     text = "\n".join(source for source in sources if "CODES: dict" not in source)
     raised = set(re.findall(r'(?:fail|BodyProblem|reject|Reject)\((?:[^"()]*, )?\s*\d{3}, "([a-z_]+)"', text))

@@ -72,6 +72,9 @@ class Gateway:
         elif route.has_body and not route.streams and _is_encoded(ex):
             message = "bodies must come without Content-Encoding: the proxy has to read the model's name"
             call.fail(415, "content_encoding", message)
+        elif route.has_body and not route.streams and _length(ex) > self._parts.config.limits.body_bytes:
+            limit = self._parts.config.limits.body_bytes
+            call.fail(413, "body_too_long", f"a body of more than {limit} bytes (limits.body_bytes)")
         elif route.streams:
             return BodyPlan.STREAM
         elif route.has_body:
@@ -186,6 +189,12 @@ class Gateway:
             bytes_in=outcome.bytes_in,
             bytes_out=outcome.bytes_out,
         )
+
+
+def _length(ex: Exchange) -> int:
+    """Return the length that the head announces; what comes without one is measured by the wire."""
+    value = ex.header(b"content-length")
+    return int(value) if value is not None and value.isdigit() else 0
 
 
 def _is_encoded(ex: Exchange) -> bool:
