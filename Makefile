@@ -23,9 +23,11 @@ lint: venv  ## ruff (all rules) and mypy (strict)
 	$(BIN)/mypy
 
 test-unit: venv  ## unit tests: under a minute, no root
+	@scripts/packages.sh
 	$(PYTEST) tests/unit
 
 test-contract: venv  ## an Ollama (simulated, or OLLAMA_BIN=...) against its contract; the proxy with real clients
+	@scripts/packages.sh
 	$(PYTEST) tests/contract tests/proxy
 
 test-lab: venv  ## real systemd hosts: the lab itself, the deploys, the leak test (root on Linux)

@@ -25,6 +25,7 @@ PACKAGES = {
     "xz-utils": "xz",
     "apt-utils": "apt-ftparchive",
     "gnupg": "gpg",
+    "gpgv": "gpgv",
     "gcc": "gcc",
     "libc6-dev": "/usr/include/stdio.h",
 }
