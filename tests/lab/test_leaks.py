@@ -8,15 +8,24 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import secrets
 import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
 from pathlib import Path
 
 import httpx
 import pytest
+import yaml
+from ansible.parsing.vault import VaultLib, VaultSecret
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.x509.oid import NameOID
 
 PROJECT = Path(__file__).resolve().parents[2]
 NOBODY = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
@@ -74,6 +83,40 @@ def canaries(lab, fleet_dir) -> dict[str, str]:
     return found
 
 
+@pytest.fixture
+def tls_host(site, lab, fleet_dir, run_pyinfra, canaries) -> Iterator[object]:
+    """The last host, whose fleet entry gives its door a certificate and, in the vault, a private key."""
+    host = lab.hosts[-1]
+    certificate, key = self_signed(host.address)
+    canaries["private key of the door"] = key.splitlines()[2]
+    vault = VaultLib([("default", VaultSecret(canaries["password of the vault"].encode()))])
+    file = fleet_dir / "host_vars" / f"{host.name}.yml"
+    file.parent.mkdir(exist_ok=True)
+    with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT, 0o600), "wb") as written:
+        written.write(vault.encrypt(yaml.safe_dump({"proxy_tls_cert": certificate, "proxy_tls_key": key})))
+    yield host
+    file.unlink()
+    assert run_pyinfra("--limit", host.name).rc == 0
+
+
+def self_signed(address: str) -> tuple[str, str]:
+    """Return a certificate for an address and its private key, in PEM."""
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, address)])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address(address))]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    return certificate.public_bytes(serialization.Encoding.PEM).decode(), private.decode()
+
+
 @contextmanager
 def watched_processes() -> Iterator[set[str]]:
     """Collect the command line of every process while the block runs, those of the lab's hosts included."""
@@ -109,7 +152,7 @@ def readable_by_nobody(canaries: dict[str, str], roots: list[str], run) -> list[
 
 
 @pytest.mark.timeout(900)
-def test_no_secret_can_be_seen(site, lab, fleet_dir, run_pyinfra, canaries):
+def test_no_secret_can_be_seen(tls_host, lab, fleet_dir, run_pyinfra, canaries):
     """A run that lays every secret anew, as talkative as pyinfra can be, shows none of them to anyone."""
     user, wrong = canaries["key of a user"], f"drv_{secrets.token_urlsafe(32)}"
     canaries["a wrong key"] = wrong
@@ -120,9 +163,10 @@ def test_no_secret_can_be_seen(site, lab, fleet_dir, run_pyinfra, canaries):
         planned = run_pyinfra("--dry", "--diff", "-vvv", yes=False)
         done = run_pyinfra("--diff", "-vvv", "--json")
         for host in lab.hosts:
-            door = f"http://{host.address}:8080/api/tags"
-            assert httpx.get(door, headers={"Authorization": f"Bearer {user}"}).status_code == 200
-            assert httpx.get(door, headers={"x-api-key": wrong}).status_code == 401
+            door = f"{'https' if host == tls_host else 'http'}://{host.address}:8080/api/tags"
+            with httpx.Client(verify=host != tls_host) as client:
+                assert client.get(door, headers={"Authorization": f"Bearer {user}"}).status_code == 200
+                assert client.get(door, headers={"x-api-key": wrong}).status_code == 401
 
     assert done.rc == 0, done.output
     assert json.loads(done.stdout)["results"]["totals"]["success"] >= 2 * len(lab.hosts)
