@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import time
+from abc import ABC, abstractmethod
 from typing import Any
 
 from lab.ollama.gotext import timestamp
@@ -22,7 +23,7 @@ def openai_error(status: int, message: str) -> dict[str, Any]:
     return {"error": {"message": message, "type": kind, "param": None, "code": None}}
 
 
-class Dialect:
+class Dialect(ABC):
     """Turns pieces and statistics into bytes; one object per answer."""
 
     stream_type = NDJSON
@@ -43,25 +44,25 @@ class Dialect:
         """What a stream begins with, before the first piece."""
         return b""
 
+    @abstractmethod
     def piece(self, piece: Piece) -> bytes:
         """A piece in a stream."""
-        raise NotImplementedError
 
+    @abstractmethod
     def last(self, stats: Stats) -> bytes:
         """The end of a whole stream."""
-        raise NotImplementedError
 
+    @abstractmethod
     def broken(self, message: str) -> bytes:
         """What a stream ends with when the runner broke."""
-        raise NotImplementedError
 
+    @abstractmethod
     def whole(self, pieces: list[Piece], stats: Stats) -> dict[str, Any]:
         """The answer as one object."""
-        raise NotImplementedError
 
+    @abstractmethod
     def loaded(self, reason: str) -> dict[str, Any]:
         """The answer to a request that only loads or unloads."""
-        raise NotImplementedError
 
 
 def _numbers(stats: Stats) -> dict[str, Any]:
