@@ -66,7 +66,8 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
     options = parser().parse_args(arguments)
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    # Also SIGINT: a shell that starts us in the background leaves it ignored, but Ctrl-C must clean up.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
     try:
         tools.require_root_on_linux(f"lab {options.command}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -20,6 +21,9 @@ BIN = PROJECT / ".venv" / "bin"
 SUITE_LAB = os.environ.get("DROVER_SUITE_LAB", "suite")
 # The first lab of all makes the base image and the mirror, which takes a minute or two.
 TIMEOUT_SECONDS = 420
+
+# A shell that starts the tests in the background leaves SIGINT ignored, which their children would inherit.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
