@@ -182,7 +182,7 @@ def main() -> int:
     parser.add_argument("--keep", action="store_true", help="leave the lab up at the end")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored when a shell starts us in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background ignores it
 
     from lab.fleet import read_secrets  # noqa: PLC0415 - not on a machine where the demo can't run
     from lab.hosts import Lab  # noqa: PLC0415
