@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import h11
 from drover_proxy.wire import BodyPlan, Exchange, Limits, Outcome, Server
+from drover_proxy.wire.answers import plain_error
 from drover_proxy.wire.client import ClientConnection
 
 
@@ -71,6 +72,10 @@ class Answering:
         """List, and answer."""
         self.requests.append((ex.method, ex.target, ex.body))
         ex.respond(200, [], b"")
+
+    def error_answer(self, target: bytes, status: int, code: str, message: str):
+        """Answer the wire's own errors."""
+        return plain_error(code, message)
 
     def finished(self, ex: Exchange, outcome: Outcome) -> None:
         """Nothing to do."""

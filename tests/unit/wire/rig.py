@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Self
 
 from drover_proxy.wire import BodyPlan, Exchange, Limits, Outcome, Server, Upstream, UpstreamError
+from drover_proxy.wire.answers import plain_error
 
 from tests.support import eventually_async
 
@@ -159,6 +160,11 @@ class Recorder:
         """Record, and leave it to the wire unless the test does otherwise."""
         self.story.append(("failed", ex.id, error.fault.value, error.retryable))
         return self.on_failed(ex, error) if self.on_failed else False
+
+    def error_answer(self, target: bytes, status: int, code: str, message: str):
+        """Answer the wire's own errors so that a test sees what they were for."""
+        headers, body = plain_error(code, message)
+        return [*headers, (b"x-target", target)], body
 
     def gone(self, ex: Exchange) -> None:
         """Record."""

@@ -46,7 +46,7 @@ async def test_dial_error(world: World):
     client = await world.client(post())
     got = await client.until(b"}")
     assert got.startswith(b"HTTP/1.1 502 ")
-    assert b"x-drover-error: dial\r\n" in got
+    assert b"x-drover-error: upstream_dial\r\n" in got
     assert ("failed", 1, "dial", True) in world.handler.story
     assert (await world.outcome()).kind is Kind.UPSTREAM_FAILED
     client.take()
@@ -90,7 +90,7 @@ async def test_fresh_connection_is_not_retried(world: World):
     client = await world.client(post())
     upstream = await world.origin.request(end=b"{}")
     upstream.close()
-    await client.until(b"x-drover-error: closed")
+    await client.until(b"x-drover-error: upstream_closed")
     assert ("failed", 1, "closed", False) in world.handler.story
     assert len(world.origin.peers) == 1
 
@@ -138,7 +138,7 @@ async def test_streamed_body_can_not_be_forwarded_again(world: World):
     client = await world.client(post(b"half and the other half")[:-10])
     upstream = await world.origin.request(end=b"half")
     upstream.close()
-    assert b"x-drover-error: body_lost" in await client.until(b"}")
+    assert b"x-drover-error: upstream_body_lost" in await client.until(b"}")
     assert len(world.origin.peers) == 1
     client.send(b"other half" + get(b"/next"))  # the rest is skipped, and the connection serves on
     await world.origin.request(1, end=b"/next")
@@ -301,7 +301,7 @@ async def test_answers_that_are_none(world: World, bad: bytes):
     client = await world.client(post())
     upstream = await world.origin.request(end=b"{}")
     upstream.send(bad)
-    assert b"x-drover-error: bad_answer" in await client.until(b"}")
+    assert b"x-drover-error: upstream_bad_answer" in await client.until(b"}")
     await upstream.until_closed()
 
 

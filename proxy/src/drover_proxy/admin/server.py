@@ -19,6 +19,8 @@ import msgspec
 
 from drover_proxy.admin import state, warm
 from drover_proxy.admin.metrics import CONTENT_TYPE
+from drover_proxy.dialect.errors import Headers, error_body, error_headers
+from drover_proxy.dialect.routes import Dialect
 from drover_proxy.wire import BodyPlan, Exchange, Outcome, UpstreamError
 
 if TYPE_CHECKING:
@@ -92,6 +94,10 @@ class Admin:
 
     def answered(self, ex: Exchange, status: int) -> None:
         """Nothing is forwarded from here."""
+
+    def error_answer(self, _target: bytes, status: int, code: str, message: str) -> tuple[Headers, bytes]:
+        """Say what the wire itself refused, as Ollama would."""
+        return error_headers(status, code), error_body(Dialect.OLLAMA, status, code, message)
 
     def upstream_failed(self, _ex: Exchange, _error: UpstreamError) -> bool:
         """Nothing is forwarded from here."""

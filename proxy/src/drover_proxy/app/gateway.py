@@ -9,14 +9,16 @@ from drover_proxy.app import inference, listing, management
 from drover_proxy.app.call import Call
 from drover_proxy.core.events import ForwardFailed, HeadersSent, Outcome, RequestCancelled, RequestFinished
 from drover_proxy.dialect.body import BodyProblem
-from drover_proxy.dialect.routes import Kind, match
-from drover_proxy.guard.keys import ANYBODY, shown_key
+from drover_proxy.dialect.errors import error_body, error_headers
+from drover_proxy.dialect.routes import Kind, dialect_of, match
+from drover_proxy.guard.door import CODE, MESSAGE, STATUS, Refusal, held
 from drover_proxy.wire import BodyPlan, Exchange, UpstreamError, UpstreamFault
 from drover_proxy.wire import Kind as End
 from drover_proxy.wire import Outcome as WireOutcome
 
 if TYPE_CHECKING:
     from drover_proxy.app.parts import Parts
+    from drover_proxy.wire.fields import Fields
 
 ALIVE = b"Ollama is running"
 CORE_OUTCOME = {
@@ -82,20 +84,27 @@ class Gateway:
         return BodyPlan.NONE
 
     def _let_in(self, call: Call) -> bool:
-        keys = self._parts.keys
-        if keys is None:
-            call.caller = ANYBODY
+        door = self._parts.door
+        entered = door.enter(call.ex)
+        if not isinstance(entered, Refusal):
+            call.caller = entered
             return True
-        caller = keys.caller(shown_key(call.ex.header(b"authorization"), call.ex.header(b"x-api-key")))
-        if caller is None:
-            call.fail(401, "unauthorized", "a valid key is needed: Authorization: Bearer <key>")
-            return False
-        call.caller = caller
-        return True
+        if entered.delay_seconds and door.hold(call.ex.client):
+            call.later(self._keep_out_later(call, entered))
+        else:
+            call.fail(STATUS, CODE, MESSAGE, why=entered.reason)
+        return False
+
+    async def _keep_out_later(self, call: Call, refusal: Refusal) -> None:
+        """Answer a wrong try late; a client that leaves meanwhile ends this."""
+        async with held(self._parts.door, call.ex.client, refusal):
+            call.fail(STATUS, CODE, MESSAGE, why=refusal.reason)
 
     def ready(self, ex: Exchange) -> None:
         """Work on a request whose body is here."""
         call: Call = ex.context
+        if call.task is not None:
+            return  # kept out, and told so later
         try:
             self._ready[call.route.kind](call)
         except BodyProblem as problem:
@@ -130,6 +139,11 @@ class Gateway:
         message = "the Ollama instance broke off before it answered; ask again"
         call.fail(504 if late else 502, f"upstream_{error.fault.value}", message, retry_after=1)
         return True
+
+    def error_answer(self, target: bytes, status: int, code: str, message: str) -> tuple[Fields, bytes]:
+        """Say what the wire itself refused in the words of the path's clients."""
+        self._parts.metrics.errors[code] += 1
+        return error_headers(status, code), error_body(dialect_of(target), status, code, message)
 
     def gone(self, ex: Exchange) -> None:
         """Give up what was begun for a client that has left."""

@@ -8,6 +8,8 @@ import time
 from collections.abc import Iterable
 from email.utils import formatdate
 
+from drover_proxy.wire.fields import Fields
+
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 LAST_CHUNK = b"0\r\n\r\n"
 
@@ -68,13 +70,7 @@ def whole(
     return start if bodiless else start + body
 
 
-def error_parts(code: str, message: str) -> tuple[list[tuple[bytes, bytes]], bytes]:
-    """Give headers and body of an error that the wire itself reports, before any dialect is known."""
+def plain_error(code: str, message: str) -> tuple[Fields, bytes]:
+    """Give headers and body of an error where the handler, which knows its clients' words, fails to."""
     headers = [(b"content-type", b"application/json"), (b"x-drover-error", code.encode())]
     return headers, json.dumps({"error": message}).encode()
-
-
-def error(status: int, code: str, message: str) -> bytes:
-    """Build an error answer after which the connection closes."""
-    headers, body = error_parts(code, message)
-    return whole(status, headers, body, close=True)

@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from drover_proxy.wire import answers
-from drover_proxy.wire.body import Intake, too_long
+from drover_proxy.wire.body import Intake
+from drover_proxy.wire.bodyreader import BodyReader
 from drover_proxy.wire.contract import BodyPlan, Kind
 from drover_proxy.wire.exchange import Exchange
 from drover_proxy.wire.fields import find_fault
-from drover_proxy.wire.head import BadRequest, HeadParser, bad
-from drover_proxy.wire.limits import PIPELINED_BYTES
-from drover_proxy.wire.link import Link, Phase
-from drover_proxy.wire.relay import FOREVER, Relay
+from drover_proxy.wire.head import BadRequest, bad, target_of
+from drover_proxy.wire.limits import PIPELINED_BYTES, TURN_REQUESTS
+from drover_proxy.wire.link import Phase
+from drover_proxy.wire.relay import FOREVER
 from drover_proxy.wire.states import State
 
 if TYPE_CHECKING:
@@ -21,40 +21,22 @@ if TYPE_CHECKING:
 
 
 HEAD, BODY, BUSY, CLOSING = Phase  # as globals, they are cheap to look up
-BUFFER, STREAM = BodyPlan.BUFFER, BodyPlan.STREAM
 HEAD_TAKEN = State.BODY
 
 
-class ClientConnection(Link):
+class ClientConnection(BodyReader):
     """One client.
 
     A client that shuts down its sending side before its answer has ended is taken for one that left: HTTP/1.1
     clients don't do that, a vanished one looks the same, and what it had asked for costs a GPU.
     """
 
-    __slots__ = (
-        "_active",
-        "_buffer",
-        "_intake",
-        "_parsing",
-        "_surplus",
-        "exchange",
-        "handler",
-        "parser",
-    )
+    __slots__ = ("_parsing", "handler")
 
     def __init__(self, server: Server) -> None:
         super().__init__(server)
         self.handler = server.handler
-        self.exchange: Exchange | None = None
-        self.parser = HeadParser()
-        self._intake: Intake | None = None
-        self._buffer = b""  # part of a head, or what came behind the request under way
-        self._active = False  # HEAD: a head has begun; BODY: something came since the last sweep
         self._parsing = False
-        self._surplus = (
-            False  # more came than will be looked at: the connection can't go on after this answer
-        )
 
     def __repr__(self) -> str:
         """Tell where it stands."""
@@ -66,7 +48,7 @@ class ClientConnection(Link):
         """Begin, or turn the client away when there are too many."""
         super().connection_made(transport)
         if refusal := self.server.admit(self):
-            self.write(answers.error(503, "too_many_connections", refusal))
+            self.write(self.server.error(b"", BadRequest(503, "too_many_connections", refusal)))
             self.close(linger=False)  # lingering would let the cap be exceeded
 
     def data_received(self, data: bytes) -> None:
@@ -108,31 +90,40 @@ class ClientConnection(Link):
         self.write_paused = False
         if self.exchange is not None and self.exchange.relay is not None:
             self.exchange.relay.client_paused(paused=False)
-        elif self.phase is HEAD:
-            self.pause_reading(paused=False)
-            if not self._parsing and self._buffer:
-                self._heads(self._buffer)
+        elif self.phase is HEAD and not self._parsing:
+            self._go_on()
 
     # Reading requests.
 
     def _heads(self, data: bytes) -> None:
         """Take requests from what was read, as long as each is answered at once and its answer read."""
         self._parsing = True
+        turn = TURN_REQUESTS
         try:
             while data and self.phase is HEAD:
-                if self.write_paused:
+                if self.write_paused or not turn:
                     self._buffer = data
                     self.pause_reading(paused=True)
+                    if not turn:
+                        asyncio.get_running_loop().call_soon(self._go_on)
                     break
+                turn -= 1
                 self._buffer = b""
                 self._one_head(data)
                 if self.phase is not HEAD or self._active:
                     break
                 data = self._buffer
         except BadRequest as error:
-            self._refuse(error)
+            self._refuse(error, target_of(data))
         finally:
             self._parsing = False
+
+    def _go_on(self) -> None:
+        """Go on with what was read, after others had their turn, or the client has read its answers."""
+        if self.phase is HEAD and not self.write_paused:
+            self.pause_reading(paused=False)
+            if self._buffer:
+                self._heads(self._buffer)
 
     def _one_head(self, data: bytes) -> None:
         """Take one head and begin its exchange, or keep what there is of it."""
@@ -184,122 +175,7 @@ class ClientConnection(Link):
         if ex.state is HEAD_TAKEN:
             self._expect_body(ex, intake)
 
-    def _begin_whole(self, ex: Exchange, length: int) -> None:
-        """Go on with a request that is here whole, as most are: body and all in one read."""
-        body = b""
-        if length:
-            body, self._buffer = self._buffer[:length], self._buffer[length:]
-            ex.bytes_in = length
-        ex.begin()
-        if ex.state is not HEAD_TAKEN:
-            return
-        if length:
-            if ex.plan is BUFFER:
-                if length > self.limits.body_bytes:
-                    raise too_long(self.limits.body_bytes)
-                ex.body = body
-            elif ex.plan is STREAM:
-                self._intake = intake = Intake(length, chunked=False, awaits_continue=False)
-                intake.follow(STREAM, self.limits)
-                intake.take(body)
-                intake.hold(body)
-        ex.ready()
-
-    def _expect_body(self, ex: Exchange, intake: Intake) -> None:
-        """Read the body by its plan, beginning with what of it is here already."""
-        intake.follow(ex.plan, self.limits)
-        if ex.plan is not BodyPlan.NONE:
-            self.deadline = self.server.now + self.limits.body_timeout
-        if ex.plan is BUFFER:
-            if intake.awaits_continue and not self._buffer:
-                self.write(answers.CONTINUE)
-            intake.awaits_continue = False
-        else:
-            ex.ready()
-        if self._buffer and self.phase is BODY and self.exchange is ex:
-            data, self._buffer = self._buffer, b""
-            self._active = True
-            self._body(data)
-
-    def _body(self, data: bytes) -> None:
-        """Take a piece of the body, and what follows it."""
-        intake, ex = self._intake, self.exchange
-        assert intake is not None
-        try:
-            taken = intake.take(data)
-            piece = data if taken == len(data) else data[:taken]
-            if self.parser.chunked:
-                self.parser.feed(piece, last=intake.done)
-        except BadRequest as error:
-            self._refuse(error)
-            return
-        if intake.done:
-            self.phase = BUSY
-            self.deadline = FOREVER
-            self._buffer = data[taken:]
-        if ex is None:
-            if intake.done:  # its answer has gone out already
-                self._intake = None
-                self._next()
-            return
-        ex.bytes_in += taken
-        if ex.plan is STREAM:
-            self._stream(ex, intake, piece)
-        elif intake.done:
-            self._intake = None
-            if ex.plan is BUFFER:
-                ex.body = intake.release()
-                ex.ready()
-        elif ex.plan is BodyPlan.NONE:
-            self._surplus = self._surplus or not intake.skippable()
-
-    # Streamed bodies.
-
-    def _stream(self, ex: Exchange, intake: Intake, piece: bytes) -> None:
-        """Pass a piece on, or hold it while no upstream is there."""
-        relay = ex.relay
-        if relay is None or relay.connection is None:
-            if intake.hold(piece) and not intake.done:
-                self.pause_reading(paused=True)
-            return
-        relay.upload(piece)
-        if intake.done and self._intake is intake:
-            self._intake = None
-            relay.sent()
-
-    def upload_ready(self, relay: Relay) -> None:
-        """An upstream is there: let the body flow."""
-        intake = self._intake
-        if intake is None:
-            return
-        if intake.awaits_continue and not intake.received:
-            self.write(answers.CONTINUE)
-        intake.awaits_continue, held = False, intake.release()
-        if intake.done:
-            self._intake = None
-        else:
-            self._active = True  # the time that was spent waiting isn't the client's
-            self.pause_reading(paused=False)
-        if held:
-            relay.upload(held)  # which may pause reading again
-
-    def upload_done(self, ex: Exchange) -> bool:
-        """Say whether the request has gone out whole."""
-        return ex.plan is not STREAM or self._intake is None
-
-    def upload_paused(self, *, paused: bool) -> None:
-        """The upstream doesn't keep up with a streamed body, or has caught up."""
-        if self.phase is BODY:
-            self._active = True
-            self.pause_reading(paused=paused)
-
     # Answering.
-
-    def decide_keep_alive(self, ex: Exchange) -> None:
-        """Decide, before the answer's head goes out, whether the connection can serve another request."""
-        intake = self._intake
-        if self._surplus or self.server.draining or (intake is not None and not intake.skippable()):
-            ex.keep_alive = False
 
     def ended(self, ex: Exchange, kind: Kind) -> None:
         """The exchange is over and its answer written: report it, then take the next request or close."""
@@ -365,15 +241,15 @@ class ClientConnection(Link):
             self.phase = CLOSING
             self._forget(ex, Kind.CLIENT_GONE)
 
-    def _refuse(self, error: BadRequest) -> None:
-        """Answer a request that can't be served, and close."""
+    def _refuse(self, error: BadRequest, target: bytes = b"") -> None:
+        """Answer a request that can't be served, in the words of its target's clients, and close."""
         self._surplus = True
         if self.exchange is not None:
             self.exchange.refuse(error)
             return
         self.server.refusals[error.code] += 1
         if self.phase is HEAD:  # else it is the end of a body that nobody wanted, its answer is out
-            self.write(answers.error(error.status, error.code, error.message))
+            self.write(self.server.error(target, error))
         self.close(linger=True)
 
     def sweep(self, now: float) -> None:
@@ -395,6 +271,7 @@ class ClientConnection(Link):
         elif self.phase is BODY and ex is not None:
             self._refuse(BadRequest(408, "body_timeout", "the body didn't come in time"))
         elif self.phase is HEAD and self._active:
-            self._refuse(BadRequest(408, "head_timeout", "the head didn't come in time"))
+            late = BadRequest(408, "head_timeout", "the head didn't come in time")
+            self._refuse(late, target_of(self._buffer))
         else:
             self.close(linger=False)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from drover_proxy.wire.exchange import Exchange
+    from drover_proxy.wire.fields import Fields
 
 
 class BodyPlan(enum.IntEnum):
@@ -122,7 +123,14 @@ class Handler(Protocol):
         """Decide after a failure before any byte of an answer.
 
         True says that the handler has taken it: it called `ex.forward` or `ex.respond`, or will do so later.
-        False leaves it to the wire, which answers 502 or 504 in plain JSON.
+        False leaves it to the wire, which answers 502 or 504 with `error_answer`.
+        """
+
+    def error_answer(self, target: bytes, status: int, code: str, message: str, /) -> tuple[Fields, bytes]:
+        """Put an error of the wire's own into the words of the target's clients: header fields and body.
+
+        `target` is what the client asked for, as far as that could be read, else b"". `code` is stable, and
+        goes out as X-Drover-Error.
         """
 
     def gone(self, ex: Exchange, /) -> None:

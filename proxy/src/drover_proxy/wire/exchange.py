@@ -216,9 +216,8 @@ class Exchange:
         if self.relay is not None:
             raise illegal(self.state, Event.FORWARD, repr(self))
         if self.body_began:
-            self.failure = Kind.UPSTREAM_FAILED
-            self.detail = "a part of the body had gone to an upstream that failed; it can't be had again"
-            self.respond(502, *answers.error_parts(UpstreamFault.BODY_LOST.value, self.detail))
+            why = "a part of the body had gone to an upstream that failed; it can't be had again"
+            self._fail(Kind.UPSTREAM_FAILED, 502, f"upstream_{UpstreamFault.BODY_LOST.value}", why)
             return
         self.failure = None
         self.detail = ""
@@ -277,8 +276,8 @@ class Exchange:
             return
         if not taken and self.state is HELD:
             late = error.fault.value.endswith("timeout")
-            headers, body = answers.error_parts(error.fault.value, f"the upstream failed: {error}")
-            self.respond(504 if late else 502, headers, body)
+            code = f"upstream_{error.fault.value}"
+            self._fail(Kind.UPSTREAM_FAILED, 504 if late else 502, code, f"the upstream failed: {error}")
 
     def left(self) -> None:
         """The client is gone: so is the upstream's connection, before anything else is done."""
@@ -302,10 +301,14 @@ class Exchange:
         if self.state is RELAYING or self.state is MAKING:
             self.connection.give_up(error.message)
         elif self.state is not DONE:
-            self.failure = Kind.REFUSED
-            self.detail = error.message
-            headers, body = answers.error_parts(error.code, error.message)
-            self.respond(error.status, headers, body)
+            self._fail(Kind.REFUSED, error.status, error.code, error.message)
+
+    def _fail(self, kind: Kind, status: int, code: str, message: str) -> None:
+        """Answer with an error of the wire's own, in the words of the target's clients."""
+        self.failure = kind
+        self.detail = message
+        headers, body = self.connection.server.error_parts(self.target, status, code, message)
+        self.respond(status, headers, body)
 
     def _handler_raised(self, trouble: Exception) -> None:
         self._report(trouble)

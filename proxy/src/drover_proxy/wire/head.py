@@ -25,6 +25,9 @@ LENGTH = re.compile(rb"[0-9]{1,18}")
 MEMO_BYTES = 4096  # a longer head isn't kept
 
 
+START = re.compile(rb"(?:\r\n)?[!#$%&'*+\-.^_`|~0-9A-Za-z]+ (?:https?://[^/?#@ ]+)?(/[!-~]*) ", re.IGNORECASE)
+
+
 class BadRequest(Exception):  # noqa: N818 - named after its answer
     """A request that gets an error and a closed connection, and is never forwarded."""
 
@@ -38,6 +41,12 @@ class BadRequest(Exception):  # noqa: N818 - named after its answer
 def bad(message: str) -> BadRequest:
     """Make the plain 400."""
     return BadRequest(400, "bad_request", message)
+
+
+def target_of(raw: bytes) -> bytes:
+    """Give the target that a refused head seems to be for, b"" if it can't be told; only for error bodies."""
+    start = START.match(raw[:MEMO_BYTES])
+    return start[1] if start else b""
 
 
 class HeadParser:

@@ -10,8 +10,11 @@ import weakref
 from collections import Counter
 from collections.abc import Iterable
 
+from drover_proxy.wire import answers
 from drover_proxy.wire.client import ClientConnection
 from drover_proxy.wire.contract import Handler, Kind
+from drover_proxy.wire.fields import Fields
+from drover_proxy.wire.head import BadRequest
 from drover_proxy.wire.limits import Limits
 from drover_proxy.wire.pool import Pool
 
@@ -134,6 +137,21 @@ class Server:
             return None
         self.refusals["too_many_connections"] += 1
         return refusal
+
+    def error(self, target: bytes, error: BadRequest) -> bytes:
+        """Build an answer to what never became an exchange; the connection closes after it."""
+        headers, body = self.error_parts(target, error.status, error.code, error.message)
+        return answers.whole(error.status, headers, body, close=True)
+
+    def error_parts(self, target: bytes, status: int, code: str, message: str) -> tuple[Fields, bytes]:
+        """Ask the handler for the words of an error of the wire's own."""
+        try:
+            return self.handler.error_answer(target, status, code, message)
+        except Exception as trouble:  # noqa: BLE001 - the client gets an answer, the log a trace
+            asyncio.get_running_loop().call_exception_handler(
+                {"message": f"the wire's handler raised on an error {code}", "exception": trouble}
+            )
+            return answers.plain_error(code, message)
 
     def release(self, connection: ClientConnection) -> None:
         """Count a connection off."""
