@@ -8,7 +8,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 import pytest
-from drover_proxy.wire import BodyPlan, Kind, Upstream
+from drover_proxy.wire import BodyPlan, Kind, Limits, Upstream
 
 from tests.support import eventually_async
 from tests.unit.wire.rig import PATIENCE, STREAM_HEAD, Peer, World, answer, chunk, get, post
@@ -177,17 +177,48 @@ async def test_many_leave_at_random_moments(world: World):
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_client_leaves_behind_a_body_that_waits(world: World, way: str):
-    """Where reading is paused, since nobody takes the body yet, the kernel is asked who has left."""
-    world.handler.plan = BodyPlan.STREAM
-    world.handler.on_ready = lambda ex: None
-    client = await world.client(post(b"x" * 10_000_000)[:100_000])
-    await eventually_async(lambda: any(c.read_paused for c in world.server.connections), timeout=PATIENCE)
-    client.send(b"x" * 1000)
-    await eventually_async(lambda: client.transport.get_write_buffer_size() == 0, timeout=PATIENCE)
-    WAYS[way](client)
-    await eventually_async(lambda: not world.server.connections, timeout=PATIENCE)
-    assert (await world.outcome()).kind is Kind.CLIENT_GONE
+@pytest.mark.parametrize("upstream_there", [False, True])
+async def test_client_leaves_behind_a_body_that_waits(way: str, *, upstream_there: bool):
+    """Where reading is paused, since nobody takes the body, the kernel tells at once who has left."""
+    async with World(Limits(sweep_seconds=60)) as world:
+        world.handler.plan = BodyPlan.STREAM
+        if not upstream_there:
+            world.handler.on_ready = lambda ex: None
+        client = await world.client(post(b"x" * 100_000_000)[:100_000])
+        if upstream_there:
+            (await world.origin.request()).transport.pause_reading()
+            while not any(c.read_paused for c in world.server.connections):
+                client.send(b"x" * 100_000)
+                await asyncio.sleep(0.001)
+        await eventually_async(lambda: any(c.read_paused for c in world.server.connections), timeout=PATIENCE)
+        client.send(b"x" * 1000)
+        await eventually_async(lambda: client.transport.get_write_buffer_size() == 0, timeout=PATIENCE)
+        left = time.monotonic()
+        WAYS[way](client)
+        await eventually_async(lambda: not world.server.connections, timeout=PATIENCE, every=0.001)
+        assert (await world.outcome()).kind is Kind.CLIENT_GONE
+        assert time.monotonic() - left < 1
+        if upstream_there:
+            upstream = await world.origin.peer()
+            upstream.transport.resume_reading()
+            await upstream.until_closed()
+
+
+async def test_a_pause_that_ends_forgets_its_watch():
+    """A client whose body flows again isn't watched any more, and may end its request in the ordinary way."""
+    async with World(Limits(sweep_seconds=60)) as world:
+        world.handler.plan = BodyPlan.STREAM
+        world.handler.on_ready = lambda ex: None
+        body = b"x" * 1_000_000
+        client = await world.client(post(body))
+        await eventually_async(lambda: any(c.read_paused for c in world.server.connections), timeout=PATIENCE)
+        assert world.server.hangups.watched == 1
+        world.handler.send_on(world.handler.exchanges[0])
+        upstream = await world.origin.request(end=body)
+        assert world.server.hangups.watched == 0
+        upstream.send(answer())
+        await client.until(b"ok")
+        assert (await world.outcome()).kind is Kind.COMPLETE
 
 
 async def test_upstream_is_never_half_closed(world: World):

@@ -2,10 +2,13 @@
 
 limits.py     every limit, with its reason                 contract.py   what the wire and its handler promise
 states.py     the life of a request, as a table            exchange.py   one request and its answer
-client.py     a client's connection                        server.py     listeners, counts, the clock, the end
+server.py     listeners, counts, the clock, the end        link.py       a client's socket, and its end
+client.py     its requests, one after the other            bodyreader.py their bodies, held or streamed
 head.py       strict checks and parsing of a head          body.py       the exact end of a request's body
+fields.py     header fields, read line by line             answerhead.py the same for an upstream's answer
 upstream.py   a connection to an upstream, its framing     pool.py       an upstream and its idle connections
 relay.py      one forwarded request                        headers.py    what goes through and what doesn't
+forwarding.py X-Forwarded-*, Via, trusted proxies          hangups.py    who leaves while not being read
 answers.py    answers that the proxy makes itself
 """
 
@@ -21,6 +24,7 @@ from drover_proxy.wire.contract import (
     Watch,
 )
 from drover_proxy.wire.exchange import Exchange
+from drover_proxy.wire.forwarding import Forwarding
 from drover_proxy.wire.limits import Limits
 from drover_proxy.wire.pool import Upstream
 from drover_proxy.wire.server import Server
@@ -29,6 +33,7 @@ from drover_proxy.wire.states import IllegalTransition
 __all__ = [
     "BodyPlan",
     "Exchange",
+    "Forwarding",
     "Handler",
     "IllegalTransition",
     "Kind",

@@ -75,6 +75,8 @@ class ClientConnection(BodyReader):
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - reset or closed: it has left
         """The connection is no more."""
         self.lost = True
+        if self.read_paused:
+            self.server.hangups.forget(self)
         self._left()
         self.phase = CLOSING
         self.server.release(self)
@@ -163,6 +165,8 @@ class ClientConnection(BodyReader):
             http10=parser.http10,
             keep_alive=parser.keep_alive,
         )
+        if self.trusted:
+            ex.client = server.forwarding.client(self.peer, parser.fields)
         self.phase = BUSY
         self.deadline = FOREVER
         length = parser.length
@@ -210,6 +214,11 @@ class ClientConnection(BodyReader):
             self.exchange.detail = detail
         self._left()
         self.transport.abort()
+
+    def hung_up(self) -> None:
+        """Learn that the client has left while its connection wasn't read."""
+        if self.exchange is not None:
+            self.give_up("the client left while its body was waiting")
 
     def close_if_idle(self) -> None:
         """Close a connection on which no request has begun."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from drover_proxy.wire.fields import Fields
+from drover_proxy.wire.forwarding import FORWARDED
 
 HOP_BY_HOP = frozenset(
     (
@@ -30,6 +31,7 @@ NOT_FORWARDED = HOP_BY_HOP | {
     b"origin",  # likewise
     b"authorization",  # credentials are for the proxy alone
     b"x-api-key",
+    *FORWARDED,  # who may say what of a request's way is for forwarding.py to decide
 }
 """What of a client's request never reaches an upstream."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import enum
-import select
 import socket
 import struct
 from typing import TYPE_CHECKING
@@ -42,7 +41,9 @@ class Link(asyncio.Protocol):
         "phase",
         "read_paused",
         "server",
+        "tls",
         "transport",
+        "trusted",
         "write_paused",
     )
 
@@ -59,6 +60,9 @@ class Link(asyncio.Protocol):
         """The client doesn't keep up with what it is sent."""
         self.read_paused = False
         self.lost = False
+        self.trusted = False
+        """The peer is a proxy whose word about its clients counts."""
+        self.tls = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin."""
@@ -66,6 +70,8 @@ class Link(asyncio.Protocol):
         self.transport.set_write_buffer_limits(WRITE_HIGH_BYTES, 0)
         name = transport.get_extra_info("peername")
         self.peer = name[0] if isinstance(name, tuple) else "unix"
+        self.trusted = self.server.forwarding.trusts(self.peer)
+        self.tls = transport.get_extra_info("sslcontext") is not None
         self.deadline = self.server.clock() + self.limits.head_timeout
 
     def pause_reading(self, *, paused: bool) -> None:
@@ -74,17 +80,15 @@ class Link(asyncio.Protocol):
             self.read_paused = paused
             if paused:
                 self.transport.pause_reading()
+                if self.phase is Phase.BODY:  # it costs somebody's GPU, or a slot in the queue
+                    self.server.hangups.watch(self)
             else:
                 self.transport.resume_reading()
+                self.server.hangups.forget(self)
 
-    def hung_up(self) -> bool:
-        """Ask the kernel whether the client has left, where reading is paused and so can't tell."""
-        sock = self.transport.get_extra_info("socket")
-        if sock is None or sock.fileno() < 0:
-            return False
-        poll = select.poll()
-        poll.register(sock.fileno(), select.POLLRDHUP)
-        return bool(poll.poll(0))
+    def hung_up(self) -> None:
+        """Learn that the client has left while its connection wasn't read."""
+        raise NotImplementedError
 
     def write(self, data: bytes) -> None:
         """Write to the client."""

@@ -76,7 +76,8 @@ class Relay:
         self._client = exchange.connection
         self._limits = exchange.connection.limits
         self._upstream = upstream
-        self._extra = extra
+        via = exchange.connection.server.via_line
+        self._extra = extra + via if via else extra
         self._dialing: asyncio.Task[None] | None = None
         self._retried = False
         self._sent_at = 0.0
@@ -102,6 +103,12 @@ class Relay:
             exchange.headers if fields is None else fields,
             http10=exchange.http10,
         )
+        client = self._client
+        forwarding = client.server.forwarding
+        if forwarding.adds:
+            head += forwarding.lines(
+                client.peer, exchange.headers, trusted=client.trusted, tls=client.tls, http10=exchange.http10
+            )
         if fields is None:
             parser.forwarded = (target, host, head)
         return head

@@ -14,6 +14,8 @@ from drover_proxy.wire import answers
 from drover_proxy.wire.client import ClientConnection
 from drover_proxy.wire.contract import Handler, Kind
 from drover_proxy.wire.fields import Fields
+from drover_proxy.wire.forwarding import Forwarding
+from drover_proxy.wire.hangups import HangUps
 from drover_proxy.wire.head import BadRequest
 from drover_proxy.wire.limits import Limits
 from drover_proxy.wire.pool import Pool
@@ -29,9 +31,13 @@ class Server:
     code: heads that never became an exchange, and clients turned away).
     """
 
-    def __init__(self, handler: Handler, limits: Limits | None = None) -> None:
+    def __init__(
+        self, handler: Handler, limits: Limits | None = None, forwarding: Forwarding | None = None
+    ) -> None:
         self.handler = handler
         self.limits = limits or Limits()
+        self.forwarding = forwarding or Forwarding()
+        self.via_line = self.forwarding.via_line
         self.connections: set[ClientConnection] = set()
         self.outcomes: Counter[Kind] = Counter()
         self.refusals: Counter[str] = Counter()
@@ -46,6 +52,7 @@ class Server:
         self._pools: weakref.WeakSet[Pool] = weakref.WeakSet()
         self._sweeper: asyncio.TimerHandle | None = None
         self._empty = asyncio.Event()
+        self._hangups: HangUps | None = None
 
     # Listening.
 
@@ -107,6 +114,9 @@ class Server:
         if self._sweeper is not None:
             self._sweeper.cancel()
             self._sweeper = None
+        if self._hangups is not None:
+            self._hangups.close()
+            self._hangups = None
         self._listeners.clear()
         return cut
 
@@ -130,6 +140,7 @@ class Server:
             refusal = f"more than {limits.max_connections} connections"
         elif (
             limits.max_connections_per_client is not None
+            and not connection.trusted  # its connections are many clients'
             and self._by_peer[connection.peer] > limits.max_connections_per_client
         ):
             refusal = f"more than {limits.max_connections_per_client} connections from {connection.peer}"
@@ -137,6 +148,13 @@ class Server:
             return None
         self.refusals["too_many_connections"] += 1
         return refusal
+
+    @property
+    def hangups(self) -> HangUps:
+        """What watches the connections that aren't read; made when the first of them isn't."""
+        if self._hangups is None:
+            self._hangups = HangUps()
+        return self._hangups
 
     def error(self, target: bytes, error: BadRequest) -> bytes:
         """Build an answer to what never became an exchange; the connection closes after it."""
@@ -177,8 +195,6 @@ class Server:
         """Look at every deadline, once per interval."""
         self.now = now = self.clock()
         for connection in list(self.connections):
-            if connection.exchange and connection.read_paused and connection.hung_up():
-                connection.give_up("the client left while its body was waiting")
             connection.sweep(now)
         for pool in list(self._pools):
             pool.sweep(now)
