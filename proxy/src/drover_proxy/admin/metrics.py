@@ -88,6 +88,8 @@ class Metrics:
         self.duration = Histogram(SHORT)
         self.load_duration = Histogram(LONG)
         self.reload_ok = True
+        self.keys_ok = True
+        """The keys file as it was last read is in force."""
         self.reloaded_at = time.time()
 
 
@@ -126,6 +128,11 @@ class Exposition(Collector):
         yield info
         yield _gauge(
             "drover_config_last_reload_successful", "1 unless the last reload failed.", float(m.reload_ok)
+        )
+        yield _gauge(
+            "drover_keys_last_reload_successful",
+            "1 unless the keys file, as it stands, can't be used.",
+            float(m.keys_ok),
         )
         yield _gauge(
             "drover_config_last_reload_success_timestamp_seconds",

@@ -95,6 +95,7 @@ def gauges(parts: Parts) -> Iterator[Metric]:
     yield up
     yield from _runners(parts)
     yield GaugeMetricFamily("drover_models", "Models on disk.", value=len(parts.catalogue.models))
+    yield from _guard(parts)
     yield from _wire(parts)
 
 
@@ -144,6 +145,22 @@ def _runners(parts: Parts) -> Iterator[Metric]:
     yield GaugeMetricFamily("drover_queue_waiting", "Requests that wait.", value=shown.get("waiting", 0))
     yield GaugeMetricFamily(
         "drover_requests_in_flight", "Forwarded, not ended.", value=shown.get("in_flight", 0)
+    )
+
+
+def _guard(parts: Parts) -> Iterator[Metric]:
+    door = parts.door
+    if door.ring is not None:
+        yield GaugeMetricFamily("drover_keys", "Callers in the keys file.", value=len(door.ring.callers))
+    family = CounterMetricFamily("drover_kept_out", "Requests of nobody we know.", labels=["reason"])
+    for reason, number in door.refusals.items():
+        family.add_metric([reason], number)
+    yield family
+    yield CounterMetricFamily(
+        "drover_slowed_answers", "Answers to wrong keys that had to wait.", value=door.slowed
+    )
+    yield GaugeMetricFamily(
+        "drover_slowed_answers_waiting", "Of them, at the moment.", value=door.throttle.waiting
     )
 
 

@@ -67,9 +67,16 @@ class Call:
         self.watch: StreamWatch | None = None
 
     def fail(
-        self, status: int, code: str, message: str, *, retry_after: int | None = None, allow: str = ""
+        self,
+        status: int,
+        code: str,
+        message: str,
+        *,
+        retry_after: int | None = None,
+        allow: str = "",
+        why: str = "",
     ) -> None:
-        """Answer with an error in the caller's dialect."""
+        """Answer with an error in the caller's dialect; `why` is for the log alone."""
         if self.ex.over:
             return
         self.code = code
@@ -84,6 +91,7 @@ class Call:
                 key=self.caller.name,
                 client=self.ex.client,
                 message=message,
+                why=why,
             )
         headers = error_headers(status, code, retry_after_seconds=retry_after, allow=allow)
         if self.instance is not None:

@@ -11,7 +11,7 @@ from drover_proxy.core.events import ForwardFailed, HeadersSent, Outcome, Reques
 from drover_proxy.dialect.body import BodyProblem
 from drover_proxy.dialect.errors import error_body, error_headers
 from drover_proxy.dialect.routes import Kind, dialect_of, match
-from drover_proxy.guard.door import CODE, MESSAGE, STATUS, Refusal, held
+from drover_proxy.guard.door import MESSAGE, Refusal
 from drover_proxy.wire import BodyPlan, Exchange, UpstreamError, UpstreamFault
 from drover_proxy.wire import Kind as End
 from drover_proxy.wire import Outcome as WireOutcome
@@ -89,21 +89,18 @@ class Gateway:
         if not isinstance(entered, Refusal):
             call.caller = entered
             return True
-        if entered.delay_seconds and door.hold(call.ex.client):
-            call.later(self._keep_out_later(call, entered))
-        else:
-            call.fail(STATUS, CODE, MESSAGE, why=entered.reason)
-        return False
+        why = entered.reason
 
-    async def _keep_out_later(self, call: Call, refusal: Refusal) -> None:
-        """Answer a wrong try late; a client that leaves meanwhile ends this."""
-        async with held(self._parts.door, call.ex.client, refusal):
-            call.fail(STATUS, CODE, MESSAGE, why=refusal.reason)
+        def answer() -> None:
+            call.fail(401, "unauthorized", MESSAGE, why=why)
+
+        call.on_finished = door.later(call.ex.client, entered.delay_seconds, answer)
+        return False
 
     def ready(self, ex: Exchange) -> None:
         """Work on a request whose body is here."""
         call: Call = ex.context
-        if call.task is not None:
+        if call.on_finished is not None:
             return  # kept out, and told so later
         try:
             self._ready[call.route.kind](call)

@@ -14,7 +14,7 @@ from drover_proxy.app.memory import Memory
 from drover_proxy.app.runtime import Runtime
 from drover_proxy.config.model import ProxyConfig
 from drover_proxy.drivers.log import Log
-from drover_proxy.guard.keys import KeyRing
+from drover_proxy.guard.door import Door
 from drover_proxy.wire import Server
 
 
@@ -28,8 +28,7 @@ class Parts:
     runtime: Runtime
     catalogue: Catalogue
     memory: Memory
-    keys: KeyRing | None
-    """None: no keys are configured, and everybody may come in."""
+    door: Door
     instances: dict[str, Instance] = field(default_factory=dict)
     servers: list[Server] = field(default_factory=list)
     tasks: set[asyncio.Task[Any]] = field(default_factory=set)

@@ -28,7 +28,9 @@ from drover_proxy.drivers.log import Log
 from drover_proxy.drivers.notify import Notifier, watchdog_seconds
 from drover_proxy.drivers.ollama import OllamaClient
 from drover_proxy.drivers.sockets import BindError, bind, handed_over
-from drover_proxy.guard.keys import KeyRing, keys_path, load_keys
+from drover_proxy.guard.door import Door
+from drover_proxy.guard.keys import KeyRing
+from drover_proxy.guard.watch import KeysFile, follow
 from drover_proxy.wire import Limits, Server
 
 GPU_PATIENCE_SECONDS = 10.0
@@ -59,7 +61,9 @@ class Service:
         catalogue.configure(config.models)
         memory = Memory(self._log, runtime.post, self._taken)
         runtime.hurry = memory.hurry
-        self._parts: Parts = Parts(config, self._log, metrics, runtime, catalogue, memory, _keys(config))
+        self._keys = _keys_file(config)
+        door = Door(self._keys.load() if self._keys else None, config.signature_seconds)
+        self._parts: Parts = Parts(config, self._log, metrics, runtime, catalogue, memory, door)
         self._page = Exposition(metrics, lambda: gauges(self._parts)).text
         limits = _limits(config)
         self._public = Server(Gateway(self._parts, self._page), limits)
@@ -85,7 +89,7 @@ class Service:
         loop.add_signal_handler(signal.SIGHUP, self._reload)
         _raise_file_limit(config, self._log)
         self._log.info("starting", version=__version__, config=str(self._path))
-        if parts.keys is None:
+        if parts.door.ring is None:
             self._log.warning(
                 "open_door",
                 message="NO KEYS ARE CONFIGURED: everybody who reaches this address may use and manage all "
@@ -110,6 +114,7 @@ class Service:
         admin_places = await self._admin.listen(admin)
         parts.spawn(parts.catalogue.keep_fresh())
         parts.spawn(self._feed_watchdog())
+        parts.spawn(follow(lambda: self._keys, self._new_keys, self._bad_keys))
         self._log.info("ready", listen=places, admin_listen=admin_places, models=len(parts.catalogue.models))
         self._notifier.ready(f"serving on {', '.join(places)}")
         await self._stopping.wait()
@@ -151,7 +156,8 @@ class Service:
         self._notifier.reloading()
         try:
             fresh = load(self._path)
-            keys = _keys(fresh)
+            keys = self._keys if fresh.keys_file == parts.config.keys_file else _keys_file(fresh)
+            ring = keys.load() if keys else None
             if self._tls is not None and fresh.tls is not None and fresh.tls == parts.config.tls:
                 self._tls.load_cert_chain(fresh.tls.cert, fresh.tls.key)
         except (ConfigError, OSError, ssl.SSLError) as error:
@@ -165,21 +171,35 @@ class Service:
                         "reload_needs_restart", key=key, message=f"{key} changes at a restart only"
                     )
                     fresh = replace(fresh, **{key: getattr(parts.config, key)})
-            self._apply(fresh, keys)
+            self._keys = keys
+            self._apply(fresh, ring)
         self._notifier.ready("serving")
 
-    def _apply(self, fresh: ProxyConfig, keys: KeyRing | None) -> None:
+    def _new_keys(self, ring: KeyRing) -> None:
+        """Put the keys of a changed file in force."""
+        self._parts.door.change(ring)
+        self._parts.metrics.keys_ok = True
+        self._log.info("keys_reloaded", keys=len(ring.callers))
+
+    def _bad_keys(self, error: ConfigError) -> None:
+        """Keep the keys in force, and say what is wrong with the file."""
+        self._parts.metrics.keys_ok = False
+        problems = [str(problem) for problem in error.problems]
+        self._log.error("keys_reload_failed", message="the last good keys stay in force", problems=problems)
+
+    def _apply(self, fresh: ProxyConfig, ring: KeyRing | None) -> None:
         parts = self._parts
         parts.config = fresh
-        parts.keys = keys
+        parts.door.change(ring)
+        parts.door.signatures.window_seconds = fresh.signature_seconds
         parts.catalogue.configure(fresh.models)
         self._log.level = fresh.log.level
         if parts.runtime.core is not None:
             uuids = {name: instance.gpu_uuids for name, instance in parts.instances.items()}
             parts.runtime.reconfigure(core_config(fresh, parts.memory.gpus, uuids))
-        parts.metrics.reload_ok = True
+        parts.metrics.reload_ok = parts.metrics.keys_ok = True
         parts.metrics.reloaded_at = time.time()
-        self._log.info("reloaded", models=len(fresh.models), keys=len(keys.callers) if keys else None)
+        self._log.info("reloaded", models=len(fresh.models), keys=len(ring.callers) if ring else None)
 
     async def _drain(self) -> int:
         parts = self._parts
@@ -205,8 +225,8 @@ class Service:
         self._notifier.close()
 
 
-def _keys(config: ProxyConfig) -> KeyRing | None:
-    return load_keys(keys_path(config.keys_file)) if config.keys_file else None
+def _keys_file(config: ProxyConfig) -> KeysFile | None:
+    return KeysFile(config.keys_file) if config.keys_file else None
 
 
 def _limits(config: ProxyConfig) -> Limits:

@@ -20,7 +20,7 @@ from drover_proxy.config.model import (
     TlsConfig,
 )
 from drover_proxy.config.reader import ConfigError, Problem, Report, read_section
-from drover_proxy.config.schema import ROOT
+from drover_proxy.config.schema import ROOT, SIGNATURE_SECONDS
 from drover_proxy.dialect.names import NameProblem, canonical
 
 
@@ -153,6 +153,7 @@ def _build(raw: dict[str, Any]) -> ProxyConfig:
         admin_listen=tuple(raw["admin_listen"]),
         tls=TlsConfig(**raw["tls"]) if raw["tls"] else None,
         keys_file=raw["auth"]["keys_file"] if raw["auth"] else None,
+        signature_seconds=raw["auth"]["signature_seconds"] if raw["auth"] else SIGNATURE_SECONDS,
         instances=tuple(_instance(item) for item in raw["instances"]),
         gpus="nvml" if raw["gpus"] == "nvml" else tuple(GpuConfig(**gpu) for gpu in raw["gpus"]),
         models=models,

@@ -120,6 +120,7 @@ class ProxyConfig:
     admin_listen: tuple[Address, ...]
     tls: TlsConfig | None
     keys_file: str | None
+    signature_seconds: float
     instances: tuple[InstanceConfig, ...]
     gpus: Literal["nvml"] | tuple[GpuConfig, ...]
     models: Mapping[str, ModelConfig]

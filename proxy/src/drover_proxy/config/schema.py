@@ -25,6 +25,8 @@ from drover_proxy.config.reader import (
 
 SECONDS = number("a number of seconds", 0)
 POSITIVE_SECONDS = number("a number of seconds", 0.001)
+SIGNATURE_SECONDS = 60.0
+"""A minute, as clocks kept by NTP differ by far less, and a signature is no good for longer."""
 
 
 def address(node: yaml.Node, path: str, report: Report) -> Any:
@@ -271,7 +273,15 @@ AUTH = {
         "path",
         text("a path"),
         REQUIRED,
-        "The keys that are let in. Under systemd, a credential of the same file name is read instead of it.",
+        "Who is let in. A change of the file counts within seconds. Where the service may not read it, its "
+        "credential of the same file name is read instead, which changes at a restart only.",
+    ),
+    "signature_seconds": Key(
+        "seconds",
+        POSITIVE_SECONDS,
+        SIGNATURE_SECONDS,
+        "How far the clock of a client that signs (the stock `ollama` command) may be from the proxy's.",
+        "s",
     ),
 }
 

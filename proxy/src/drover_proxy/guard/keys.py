@@ -1,9 +1,12 @@
-"""API keys. Only their SHA-256 is kept; a key itself is shown once, when it is made.
+"""The keys file: who may come in, what for, and by what they are known.
 
     keys:
       - {name: demo, sha256: <64 hex digits>, scopes: [use], models: ["*"], expires: 2027-01-31}
+      - {name: ann, ssh: ssh-ed25519 AAAA...}
+      - {name: ci, certificate: "cn:ci.example"}
 
-An unknown, a revoked and an expired key all get the same answer.
+Of a key only its SHA-256 is kept; the key itself is shown once, when it is made (store.py). An entry may have
+more than one of the three: they are ways of the same caller.
 """
 
 from __future__ import annotations
@@ -14,9 +17,7 @@ import hashlib
 import hmac
 import os
 import re
-import secrets
-import tempfile
-import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -29,15 +30,20 @@ from drover_proxy.config.reader import (
     ConfigError,
     Key,
     Problem,
+    ReadValue,
     Report,
     choice,
     items,
     read_section,
     text,
 )
+from drover_proxy.guard import certificate, sshkey
 
 SCOPES = ("use", "admin", "metrics")
-PREFIX = "drv_"
+WAYS = ("sha256", "ssh", "certificate")
+"""What a caller may be known by."""
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""The file is read while the proxy serves, and libyaml is ten times as fast."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +55,11 @@ class Caller:
     models: tuple[str, ...]
     expires_at: float | None = None
     sha256: str = ""
+    """Of a key, in hex."""
+    ssh: bytes = b""
+    """The public key of the `ollama` command, 32 bytes."""
+    certificate: str = ""
+    """A name of a client certificate, as certificate.py writes it."""
 
     def may(self, scope: str) -> bool:
         """Whether the key has a scope; admin includes the others."""
@@ -81,41 +92,34 @@ def _matches(patterns: tuple[str, ...], model: str) -> bool:
 
 
 class KeyRing:
-    """The keys that are let in, looked up by the hash of what was shown."""
+    """The callers that are let in, looked up by what they show."""
 
     def __init__(self, callers: tuple[Caller, ...]) -> None:
         self.callers = callers
-        self._by_hash = {caller.sha256: caller for caller in callers}
+        self.by_signer = {caller.ssh: caller for caller in callers if caller.ssh}
+        self.by_certificate = {caller.certificate: caller for caller in callers if caller.certificate}
+        self._by_hash = {bytes.fromhex(c.sha256): (bytes.fromhex(c.sha256), c) for c in callers if c.sha256}
 
-    def caller(self, shown: bytes | None) -> Caller | None:
-        """Return who shows this key; None for nobody we know, or whose time is over."""
-        if not shown:
+    def by_key(self, shown: bytes) -> Caller | None:
+        """Return whose key this is; None for nobody we know. Whether it has expired is not looked at."""
+        digest = hashlib.sha256(shown).digest()
+        found = self._by_hash.get(digest)
+        # What could be timed is a look-up by a hash that nobody can choose; the comparison is for the rest.
+        if found is None or not hmac.compare_digest(found[0], digest):
             return None
-        digest = hashlib.sha256(shown).hexdigest()
-        caller = self._by_hash.get(digest)
-        # What could be timed is a lookup by a hash that nobody can choose; the comparison is for the rest.
-        if caller is None or not hmac.compare_digest(caller.sha256, digest):
-            return None
-        if caller.expires_at is not None and time.time() >= caller.expires_at:
-            return None
-        return caller
-
-
-def shown_key(authorization: bytes | None, x_api_key: bytes | None) -> bytes | None:
-    """Return the key that a request shows, from `Authorization: Bearer` or `x-api-key`."""
-    if authorization:
-        scheme, _, value = authorization.partition(b" ")
-        if scheme.lower() == b"bearer" and value.strip():
-            return value.strip()
-    return x_api_key.strip() if x_api_key else None
+        return found[1]
 
 
 def keys_path(keys_file: str) -> Path:
-    """Where the keys are read: the service's credential of that name, else the file itself."""
+    """Where the keys are read: the file itself where we may read it, else the service's credential.
+
+    A credential is a copy from when the service was started: it can't be changed without a restart.
+    """
+    path = Path(keys_file)
     folder = os.environ.get("CREDENTIALS_DIRECTORY")
-    if folder and (credential := Path(folder) / Path(keys_file).name).exists():
+    if folder and not os.access(path, os.R_OK) and (credential := Path(folder) / path.name).exists():
         return credential
-    return Path(keys_file)
+    return path
 
 
 def _expiry(node: yaml.Node, path: str, report: Report) -> Any:
@@ -138,11 +142,27 @@ def expiry_time(text_value: str) -> float:
     return moment.timestamp()
 
 
+def _read_by(reader: Callable[[str], Any]) -> ReadValue:
+    def read(node: yaml.Node, path: str, report: Report) -> Any:
+        raw = text()(node, path, report)
+        try:
+            return None if raw is None else reader(raw)
+        except ValueError as error:
+            report.add(path, str(error), node)
+            return None
+
+    return read
+
+
 ENTRY = {
     "name": Key(
         "name", text("a name", r"[A-Za-z0-9][A-Za-z0-9_.@-]{0,63}"), REQUIRED, "For logs and metrics."
     ),
-    "sha256": Key("hash", text("64 hex digits", r"[0-9a-f]{64}"), REQUIRED, "SHA-256 of the key."),
+    "sha256": Key("hash", text("64 hex digits", r"[0-9a-f]{64}"), None, "SHA-256 of the key."),
+    "ssh": Key("public key", _read_by(sshkey.read_line), None, "What the `ollama` command signs with."),
+    "certificate": Key(
+        "name", _read_by(certificate.read_identity), None, f"A client certificate: {certificate.FORMS}."
+    ),
     "scopes": Key("list", items(choice(*SCOPES), "a list of scopes"), ("use",), "What it is good for."),
     "models": Key("list", items(text("a pattern"), "a list of patterns"), ("*",), "Models it may use."),
     "expires": Key("date", _expiry, None, "Not valid from then on."),
@@ -152,7 +172,7 @@ ENTRY = {
 def read_keys(content: str, file: str) -> tuple[Caller, ...]:
     """Read a keys file's text; ConfigError with every problem. No key or hash is ever part of a message."""
     try:
-        node = yaml.compose(content, Loader=yaml.SafeLoader)
+        node = yaml.compose(content, Loader=LOADER)
     except yaml.YAMLError as error:
         line = (
             error.problem_mark.line + 1
@@ -172,11 +192,7 @@ def read_keys(content: str, file: str) -> tuple[Caller, ...]:
     callers: list[Caller] = []
     if not report.problems:
         callers = [_caller(item) for item in raw["keys"]]
-        for field in ("name", "sha256"):
-            values = [getattr(caller, field) for caller in callers]
-            for index, value in enumerate(values):
-                if value in values[:index]:
-                    report.add(f"keys[{index}].{field}", f"the same as that of keys[{values.index(value)}]")
+        _check(callers, node, report)
     if report.problems:
         # What was found could be a raw key that somebody pasted: leave it out.
         clean = [
@@ -187,13 +203,30 @@ def read_keys(content: str, file: str) -> tuple[Caller, ...]:
     return tuple(callers)
 
 
+def _check(callers: list[Caller], node: yaml.Node, report: Report) -> None:
+    """Check what several fields and entries decide together."""
+    places = node.value[0][1].value  # of the list of keys, the only thing at the top
+    for index, caller in enumerate(callers):
+        if not any(getattr(caller, way) for way in WAYS):
+            report.add(f"keys[{index}]", f"missing; expected one of {', '.join(WAYS)}", places[index])
+    for field in ("name", *WAYS):
+        first: dict[Any, int] = {}
+        for index, caller in enumerate(callers):
+            value = getattr(caller, field)
+            if value and first.setdefault(value, index) != index:
+                message = f"the same as that of keys[{first[value]}]"
+                report.add(f"keys[{index}].{field}", message, places[index])
+
+
 def _caller(raw: dict[str, Any]) -> Caller:
     return Caller(
         name=raw["name"],
         scopes=frozenset(raw["scopes"]),
         models=tuple(pattern.casefold() for pattern in raw["models"]),
         expires_at=raw["expires"],
-        sha256=raw["sha256"],
+        sha256=raw["sha256"] or "",
+        ssh=raw["ssh"] or b"",
+        certificate=raw["certificate"] or "",
     )
 
 
@@ -208,30 +241,6 @@ def load_keys(path: Path) -> KeyRing:
     return KeyRing(read_keys(content, str(path)))
 
 
-def new_key() -> str:
-    """Make a key: a fixed prefix, so that leaks can be searched for, and 256 random bits."""
-    return PREFIX + secrets.token_urlsafe(32)
-
-
 def hash_of(key: str) -> str:
     """Return what the keys file keeps of a key."""
     return hashlib.sha256(key.encode()).hexdigest()
-
-
-def write_keys(path: Path, entries: list[dict[str, Any]]) -> None:
-    """Replace a keys file whole, readable by its owner alone; an existing file keeps its mode and owner."""
-    content = yaml.safe_dump({"keys": entries}, sort_keys=False, allow_unicode=True)
-    read_keys(content, str(path))
-    before = path.stat() if path.exists() else None
-    fd, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(fd, "w", encoding="utf-8") as file:
-            file.write(content)
-            if before:
-                os.fchmod(fd, before.st_mode & 0o7777)
-                if os.geteuid() == 0:
-                    os.fchown(fd, before.st_uid, before.st_gid)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

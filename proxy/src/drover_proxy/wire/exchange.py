@@ -114,6 +114,11 @@ class Exchange:
         """Whether the client keeps up; a handler that makes a stream should wait while it doesn't."""
         return not self.connection.write_paused
 
+    @property
+    def certificate(self) -> tuple[str, ...]:
+        """By what names the client's certificate may be known, the surest first; none without one."""
+        return self.connection.certificate
+
     def header(self, name: bytes) -> bytes | None:
         """Give the first value of a field; the name in lower case."""
         for field, value in self.headers:

@@ -8,6 +8,7 @@ import socket
 import struct
 from typing import TYPE_CHECKING
 
+from drover_proxy.wire.certificate import identities
 from drover_proxy.wire.limits import LINGER_SECONDS, WRITE_HIGH_BYTES
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ class Link(asyncio.Protocol):
     """The socket below a client's connection. What is read on it is the business of client.py."""
 
     __slots__ = (
+        "certificate",
         "deadline",
         "limits",
         "lost",
@@ -54,6 +56,8 @@ class Link(asyncio.Protocol):
         self.limits = server.limits
         self.phase: Phase = Phase.HEAD
         self.peer = ""
+        self.certificate: tuple[str, ...] = ()
+        """By what names the client's certificate may be known, where TLS asked for one and checked it."""
         self.deadline = 0.0
         """When the sweep looks at this connection; what it means depends on the phase."""
         self.write_paused = False
@@ -72,6 +76,8 @@ class Link(asyncio.Protocol):
         self.peer = name[0] if isinstance(name, tuple) else "unix"
         self.trusted = self.server.forwarding.trusts(self.peer)
         self.tls = transport.get_extra_info("sslcontext") is not None
+        if (tls := transport.get_extra_info("ssl_object")) is not None:
+            self.certificate = identities(tls)
         self.deadline = self.server.clock() + self.limits.head_timeout
 
     def pause_reading(self, *, paused: bool) -> None:
