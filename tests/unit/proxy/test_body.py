@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from drover_proxy.app.management import _refuse_cloud_source
 from drover_proxy.dialect.body import RUNNER_OPTIONS, BodyProblem, read
 from drover_proxy.dialect.routes import match
 from hypothesis import given
@@ -28,7 +29,6 @@ def rendered(route, body, model=None, options=None):
     "body",
     [
         b'{"model":"llama3.2:3b","prompt":"hi"}',
-        b'{"model": "llama3.2", "prompt": "hi", "stream": false}',
         b'{"model":"LLAMA3.2","prompt":"hi","options":{"temperature":0.5}}',
         b'{"model":"m","prompt":"hi","unknown":{"a":[1,2]}}',
     ],
@@ -36,6 +36,31 @@ def rendered(route, body, model=None, options=None):
 def test_a_body_that_needs_nothing_stays_as_it_is(body):
     """Not one byte changes where nothing has to."""
     assert rendered(GENERATE, body) is body or rendered(GENERATE, body) == body
+
+
+@pytest.mark.parametrize("fields", range(12))
+def test_blanks_leave_no_room_to_hide_a_field(fields):
+    """A repeated model can't take the place of blanks: what is sent on names the model that was checked."""
+    more = b"".join(b',"%c":1' % (97 + n) for n in range(fields))
+    for blanks in range(24):
+        body = b'{"model":"secret","model":null,"name":"mine"%b}%b' % (more, b" " * blanks)
+        sent = rendered(OPENAI, body)
+        assert b"secret" not in sent
+        assert json.loads(sent) == json.loads(body)
+
+
+def test_a_cloud_source_is_seen_through_escapes():
+    """What a model is made from is read as Ollama reads it."""
+    create = match(b"POST", b"/api/create").route
+    with pytest.raises(BodyProblem, match="cloud"):
+        _refuse_cloud_source(read(create, b'{"model":"m","from":"gpt-oss:cl\\u006fud"}'))
+
+
+@pytest.mark.parametrize("body", [b'{"model":"a\xc1"}', b'{"model":"a","options":{"\xc1":1}}'])
+def test_bytes_that_are_no_text_are_the_clients_fault(body):
+    """400, and not a failure of the proxy."""
+    with pytest.raises(BodyProblem):
+        read(GENERATE, body)
 
 
 def test_runner_options_are_taken_out_and_the_profiles_put_in():

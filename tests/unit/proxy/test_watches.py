@@ -115,3 +115,20 @@ def test_little_is_kept(pieces):
     assert len(watch._record) <= KEPT_BYTES
     watch.whole(200)
     watch.error()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"message":{"tool_calls":[{"function":{"arguments":{"done":true}}}]},"done":false}\n',
+        b'{"model":"m","done":true,"total_dura',
+    ],
+)
+def test_the_last_line_speaks_for_itself(line):
+    """A `done` deeper in a line, or in half a line, ends nothing."""
+    assert not fed(Shape.DONE, line).whole(200)
+
+
+def test_an_error_in_bytes_that_are_no_text_is_still_an_error():
+    """It is named as well as can be."""
+    assert fed(Shape.DONE, b'{"error":"\xc4"}\n').error() is not None

@@ -36,9 +36,8 @@ def manage(call: Call) -> None:
 
 
 def _refuse_cloud_source(asked: Asked) -> None:
-    raw = asked.fields.get("from")
     try:
-        canonical(bytes(raw).decode().strip('"') if raw is not None else "none")
+        canonical(asked.text("from"))
     except CloudName as error:
         raise BodyProblem(403, "cloud_refused", str(error)) from error
     except NameProblem:

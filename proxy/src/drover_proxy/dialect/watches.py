@@ -31,8 +31,19 @@ TERMINATOR = {
     Shape.RESPONSES: re.compile(rb"\Aevent:\s*(response\.(completed|incomplete|failed)|error)\r?\n"),
     Shape.MESSAGES: re.compile(rb"\Aevent:\s*(message_stop|error)\r?\n"),
 }
+"""Found at the end; of native lines only where the line is too long to be kept and read."""
 NATIVE_ERROR = re.compile(rb'\A\{\s*"error"\s*:')
 EVENT_ERROR = re.compile(rb"\Aevent:\s*(error|response\.failed)\r?\n")
+
+
+class LastLine(msgspec.Struct):
+    """What of a native line says that it is the last."""
+
+    done: object = False
+    status: object = ""
+
+
+_last_line = msgspec.json.Decoder(LastLine)
 
 
 class StreamWatch:
@@ -63,8 +74,20 @@ class StreamWatch:
             return True
         record = self._record.strip()
         if self._separator == b"\n":
-            return bool(TERMINATOR[self._shape].search(record) or NATIVE_ERROR.match(record))
+            return self._ends_natively(record)
         return bool(TERMINATOR[self._shape].match(record))
+
+    def _ends_natively(self, record: bytes) -> bool:
+        """Whether the last line itself says that it is the last: what stands deeper in it says nothing."""
+        if NATIVE_ERROR.match(record):
+            return True
+        if len(self._record) >= KEPT_BYTES - 8:
+            return bool(TERMINATOR[self._shape].search(record))
+        try:
+            line = _last_line.decode(record)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return False
+        return line.done is True if self._shape is Shape.DONE else line.status == "success"
 
     def error(self) -> str | None:
         """Name the error that the stream itself told its client.
@@ -88,5 +111,5 @@ class StreamWatch:
 def _native_error(record: bytes) -> str:
     try:
         return str(msgspec.json.decode(record)["error"])[:500]
-    except (msgspec.DecodeError, KeyError, TypeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, KeyError, TypeError, RecursionError):
         return "an error that is too long to be shown"

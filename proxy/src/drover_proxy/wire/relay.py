@@ -270,6 +270,8 @@ class Relay:
             can_add = data[-7:] == b"\r\n0\r\n\r\n" or (data == b"0\r\n\r\n" and connection.line_end)
             data = data[:-5] if can_add else b""
         elif connection.framing is Framing.LENGTH:
+            if not data:
+                head = b""  # an answer of no length would be whole with its head
             data = data[:-1]
         if head + data:
             self.piece(head + data)
