@@ -127,7 +127,7 @@ class Instance:
             return
         if not self._announced and self._runtime.core is not None:
             self._announced = True
-            self._runtime.post(InstanceUp(self.name))
+            self._runtime.post(InstanceUp(self.name, self.version))
         await self.observe()
 
     def _went_down(self, reason: str) -> None:

@@ -161,6 +161,8 @@ class InstanceUp:
     """An instance answers over HTTP. All are down at first; follow it by RunnersObserved to adopt runners."""
 
     instance: str
+    version: str = ""
+    """What it answers to /api/version; empty: not known."""
 
 
 @dataclass(frozen=True, slots=True)

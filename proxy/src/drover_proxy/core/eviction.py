@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
+from dataclasses import replace
 
+from drover_proxy.core.beside import Room
 from drover_proxy.core.sizing import Need
 from drover_proxy.core.state import Runner, State
 from drover_proxy.core.transitions import RunnerState
@@ -36,39 +38,37 @@ def candidates(state: State, need: Need, now: float) -> list[Runner]:
     return sorted(found, key=lambda runner: (runner.last_used_at, runner.key))
 
 
-def enough(
-    state: State,
-    need: Need,
-    free: Mapping[str, int],
-    runners: Iterable[Runner],
-    required: tuple[Runner, ...] = (),
-) -> list[Runner] | None:
-    """Return the victims, taken in this order, that make `need` fit; None when all of them don't.
+def enough(room: Room, runners: Iterable[Runner], required: tuple[Runner, ...] = ()) -> list[Runner] | None:
+    """Return the victims, taken in this order, that make the load possible; None when all of them don't.
+
+    `required` go in any case. First it is seen who would have to go if Ollama's books were fresh, then who
+    must go besides because they are stale (see beside.py). Were both one step, the runner loaded last, whose
+    books are the worst, would always go instead of the one used longest ago: two models in use would evict
+    each other for ever beside an old one that nobody asks for.
+    """
+    order = tuple(runners)
+    first = _fewest(replace(room, fresh=True), order, required)
+    return None if first is None else _fewest(room, order, tuple(first))
+
+
+def _fewest(room: Room, runners: tuple[Runner, ...], required: tuple[Runner, ...]) -> list[Runner] | None:
+    """Return the first of the runners that suffice.
 
     What turns out not to be needed is left out again, the most recently used first: a small old runner isn't
-    evicted when the large one after it must go anyway. `required` go in any case.
+    evicted when the large one after it must go anyway.
     """
     chosen = list(required)
-    if not need.fits(_freed(state, free, chosen)):
+    if not room.suffices(chosen):
         for runner in runners:
             if runner in required:
                 continue
             chosen.append(runner)
-            if need.fits(_freed(state, free, chosen)):
+            if room.suffices(chosen):
                 break
         else:
             return None
     for runner in reversed(tuple(chosen)):
         rest = [other for other in chosen if other is not runner]
-        if runner not in required and need.fits(_freed(state, free, rest)):
+        if runner not in required and room.suffices(rest):
             chosen = rest
     return chosen
-
-
-def _freed(state: State, free: Mapping[str, int], victims: Iterable[Runner]) -> dict[str, int]:
-    total = dict(free)
-    for runner in victims:
-        for uuid, size in state.ledger.shares_of(runner.key).items():
-            if uuid in total:
-                total[uuid] += size
-    return total

@@ -8,6 +8,7 @@ nobody waits any more. A load that was sent goes on even then: cancelling it wou
 
 from __future__ import annotations
 
+from drover_proxy.core.beside import left_bytes
 from drover_proxy.core.commands import Load, Unload
 from drover_proxy.core.config import MIB
 from drover_proxy.core.events import LoadFailed, LoadFinished
@@ -162,7 +163,7 @@ def send_load(state: State, site: Site, now: float) -> None:
     free = {uuid: state.ledger.free(uuid, now) or 0 for uuid in spec.gpu_uuids}
     state.move(runner, RunnerState.LOADING, now)
     state.ledger.promise(spec.key, need.shares(free), now)
-    runner.spec, runner.need = spec, need
+    runner.spec, runner.need, runner.free_at_load = spec, need, free
     runner.model, runner.context, runner.slots = spec.model, spec.context, spec.runner_slots
     runner.names, runner.spilled = {spec.model}, False
     runner.load_began_at = now
@@ -203,6 +204,8 @@ def load_finished(state: State, event: LoadFinished, now: float) -> None:
     state.ledger.keep(runner.key, {uuid: total * size // whole for uuid, size in promised.items()}, now)
     took = now - runner.load_began_at
     state.load_seconds.setdefault(runner.key.blob, Timing(took)).add(took)
+    runner.reported_bytes = {uuid: seen.size_vram_bytes * size // whole for uuid, size in promised.items()}
+    runner.left_bytes = left_bytes(runner.free_at_load, runner.reported_bytes)
     runner.seen_context = seen.context
     runner.suspect_since = None
     if spec.gpu_uuids and seen.size_vram_bytes < seen.size_bytes:
@@ -293,6 +296,12 @@ def _stuck(state: State, model: str, code: str, now: float, site: Site | None = 
         )
         reject_waiting(state, model, now, 503, code, message, 30)
 
+        if site.refused_by_ollama:
+            message = (
+                f"{model} would fit into instance {site.spec.key.instance}, but beside runners that can't be "
+                f"evicted Ollama wants {site.need.beside_bytes // MIB} MiB free by its own rough guess of "
+                "it, and would evict one of them: give it an instance of its own, or unpin one of them"
+            )
 
 def _too_large(state: State, model: str, need: Need) -> str:
     room = sum(capacity(state, need).values()) - need.reserve_bytes * len(need.gpu_uuids)

@@ -35,6 +35,8 @@ def memory_observed(state: State, event: MemoryObserved, now: float) -> None:
 
 def instance_up(state: State, event: InstanceUp, now: float) -> None:
     """An instance answers."""
+    if event.instance in state.instances and event.version:
+        state.sizing.learn_version(event.instance, event.version)
     if event.instance in state.instances and event.instance not in state.up:
         state.story.tell(now, event)
         state.up.add(event.instance)
@@ -102,6 +104,8 @@ def _adopt(state: State, key: RunnerKey, seen: RunnerSeen, now: float) -> None:
     gpus = instance.gpu_uuids
     total = seen.measured_bytes or seen.size_vram_bytes + CUDA_CONTEXT_BYTES * len(gpus)
     state.ledger.keep(key, {uuid: total // len(gpus) for uuid in gpus}, now)
+    runner.reported_bytes = {uuid: seen.size_vram_bytes // len(gpus) for uuid in gpus}
+    runner.left_bytes = {}
     state.move(runner, RunnerState.READY, now)
     state.take_back(runner)
     _look_for_spill(state, runner, seen)

@@ -13,14 +13,15 @@ Each instance is judged by itself; the best is chosen by these rules, in this or
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
+from drover_proxy.core.beside import Room
 from drover_proxy.core.config import Instance
 from drover_proxy.core.eviction import candidates, enough
 from drover_proxy.core.ledger import NEVER, RunnerKey
 from drover_proxy.core.sizing import Need, RunSpec
-from drover_proxy.core.state import Runner, State
+from drover_proxy.core.state import LIVE, Runner, State
 from drover_proxy.core.transitions import RunnerState
 from drover_proxy.vram import ModelInfo
 
@@ -53,6 +54,8 @@ class Site:
     fit: Fit
     victims: tuple[Runner, ...] = ()
     free_bytes: int = 0
+    refused_by_ollama: bool = False
+    """There would be room, but beside those who must stay Ollama would evict one of them by its own rule."""
 
     @property
     def victims_used_at(self) -> float:
@@ -130,35 +133,45 @@ def judge(
         return Site(spec, need, Fit.SOON)
     prospect = {uuid: state.ledger.prospective(uuid) for uuid in need.gpu_uuids}
     if any(claims.get(name, spec.key) != spec.key for name in state.resources(spec)):
-        return Site(spec, need, Fit.SOON if not required and need.fits(prospect) else Fit.CLAIMED)
+    stays = [
+        runner
+        for runner in state.runners_of(instance.name)
+        if runner is not own and runner.state in LIVE | {RunnerState.LOADING}
+    ]
+        soon = not required and Room(state, need, prospect, tuple(stays)).suffices()
+        return Site(spec, need, Fit.SOON if soon else Fit.CLAIMED)
     free: dict[str, int] = {}
     for uuid in need.gpu_uuids:
         known = state.ledger.free(uuid, now)
         if known is None:  # NVML's next sample will tell
             return Site(spec, need, Fit.SOON)
         free[uuid] = known
-    return _with_room(state, Site(spec, need, Fit.NO_ROOM), free, required, now)
+    return _with_room(
+        state, Site(spec, need, Fit.NO_ROOM), Room(state, need, free, tuple(stays)), required, now
+    )
 
 
-def _with_room(
-    state: State, site: Site, free: dict[str, int], required: tuple[Runner, ...], now: float
-) -> Site:
+def _with_room(state: State, site: Site, room: Room, required: tuple[Runner, ...], now: float) -> Site:
     spec, need = site.spec, site.need
-    if not required and need.fits(free):
-        return Site(spec, need, Fit.NOW, (), sum(free.values()))
-    potential = {uuid: size + state.ledger.coming(uuid) for uuid, size in free.items()}
+    if not required and room.suffices():
+        return Site(spec, need, Fit.NOW, (), sum(room.free.values()))
+    potential = {uuid: size + state.ledger.coming(uuid) for uuid, size in room.free.items()}
     for key in state.leaving:  # busy ones that are on their way out
         for uuid, size in state.ledger.shares_of(key).items():
             if uuid in potential:
                 potential[uuid] += size
-    if not required and need.fits(potential):
+    staying = tuple(runner for runner in room.staying if runner.state is RunnerState.READY)
+    later = Room(state, need, potential, staying)
+    if not required and later.suffices():
         return Site(spec, need, Fit.SOON)
     evictable = candidates(state, need, now)
     if all(runner.idle for runner in required):
-        idle = enough(state, need, potential, [r for r in evictable if r.idle], required)
+        idle = enough(later, [r for r in evictable if r.idle], required)
         if idle is not None:
             return Site(spec, need, Fit.EVICT, tuple(idle))
-    anyone = enough(state, need, potential, sorted(evictable, key=lambda r: not r.idle), required)
+    in_turn = sorted(evictable, key=lambda r: not r.idle)
+    anyone = enough(later, in_turn, required)
     if anyone is not None:
         return Site(spec, need, Fit.BLOCKED, tuple(anyone))
-    return Site(spec, need, Fit.NO_ROOM)
+    by_size = Room(state, replace(need, beside_bytes=0), potential, staying)
+    return Site(spec, need, Fit.NO_ROOM, refused_by_ollama=enough(by_size, in_turn, required) is not None)

@@ -12,7 +12,14 @@ from typing import NamedTuple
 
 from drover_proxy.core.config import MIB, CoreConfig, Instance, Profile
 from drover_proxy.core.ledger import RunnerKey
-from drover_proxy.vram import Footprint, ModelInfo, footprint
+from drover_proxy.vram import (
+    Footprint,
+    ModelInfo,
+    footprint,
+    guessed_bytes,
+    needed_free_bytes,
+    own_engine_bytes,
+)
 
 MARGIN_FRACTION = 0.03
 MARGIN_BYTES = 256 * MIB
@@ -36,6 +43,8 @@ SINGLE_SLOT = frozenset(
 )
 """Architectures that Ollama gives one slot whatever OLLAMA_NUM_PARALLEL says."""
 NO_PROFILE = Profile()
+LLAMA_SERVER = (0, 30)
+"""The first version of Ollama that runs models by `llama-server`, and guesses what they take."""
 
 
 class Measure(NamedTuple):
@@ -78,6 +87,8 @@ class Need:
     divisible_bytes: int
     reserve_bytes: int
     """Must stay free on each GPU besides."""
+    beside_bytes: int = 0
+    """What Ollama itself must believe free, or it evicts; counts only while other runners stay there."""
 
     @property
     def total_bytes(self) -> int:
@@ -116,13 +127,23 @@ class Sizing:
     measured: dict[Measure, int] = field(default_factory=dict)
     floors: dict[Measure, int] = field(default_factory=dict)
     _specs: dict[tuple[str, str], RunSpec] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    """What each instance answers to /api/version; empty: not known."""
     _predicted: dict[tuple[str, str], Footprint] = field(default_factory=dict)
+    _beside: dict[tuple[str, str], int] = field(default_factory=dict)
+
+    def learn_version(self, instance: str, version: str) -> None:
+        """Note an instance's version: it decides by which rule its Ollama evicts."""
+        if self.versions.get(instance) != version:
+            self.versions[instance] = version
+            self._beside.clear()
 
     def forget(self, model: str) -> None:
         """A model has changed: make its specs anew."""
         for cached in [cached for cached in self._specs if cached[0] == model]:
             del self._specs[cached]
             self._predicted.pop(cached, None)
+            self._beside.pop(cached, None)
 
     def spec(self, info: ModelInfo, instance: Instance) -> RunSpec:
         """Return how a model is to run in an instance."""
@@ -171,7 +192,16 @@ class Sizing:
             total = max(total, self.floors.get(spec.measure, 0))
         reserve = self.config.loads.reserve_bytes + predicted.headroom_bytes
         fixed = min(fixed, total // len(spec.gpu_uuids))
-        return Need(spec.gpu_uuids, fixed, total - fixed * len(spec.gpu_uuids), reserve)
+        beside = self._beside.get(cached)
+        if beside is None:
+            beside = self._beside[cached] = self._beside_bytes(info, instance, spec)
+        return Need(spec.gpu_uuids, fixed, total - fixed * len(spec.gpu_uuids), reserve, beside)
+
+    def _beside_bytes(self, info: ModelInfo, instance: Instance, spec: RunSpec) -> int:
+        context, slots = spec.context, spec.runner_slots
+        if has_own_engine(self.versions.get(instance.name, "")):
+            return own_engine_bytes(info, context=context, slots=slots, kv_type=instance.kv_type)
+        return needed_free_bytes(guessed_bytes(info, context=context, slots=slots))
 
     def learn(self, spec: RunSpec, total_bytes: int) -> None:
         """Remember what a runner that is wholly on the GPU takes."""
@@ -183,6 +213,15 @@ class Sizing:
         most = sum(max(0, capacity[uuid] - need.reserve_bytes) for uuid in need.gpu_uuids)
         self.measured.pop(spec.measure, None)
         self.floors[spec.measure] = max(need.total_bytes, min(need.total_bytes + missing_bytes, most))
+
+
+def has_own_engine(version: str) -> bool:
+    """Whether an Ollama of this version is older than `llama-server`; one that nobody knows isn't.
+
+    A build of one's own says 0.0.0, and is taken for new.
+    """
+    numbers = [int(part) for part in version.split("-", maxsplit=1)[0].split(".")[:2] if part.isdigit()]
+    return len(numbers) == 2 and (0, 0) < tuple(numbers) < LLAMA_SERVER
 
 
 def _cap(info: ModelInfo, context: int) -> int:

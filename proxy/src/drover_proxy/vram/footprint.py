@@ -60,15 +60,19 @@ class Footprint:
         return self.weights_bytes + self.kv_bytes + self.compute_bytes + self.overhead_bytes
 
 
-def auto_batch(info: ModelInfo, context: int) -> int:
-    """Return the batch that Ollama chooses when neither Modelfile nor request names one."""
+def auto_batch(info: ModelInfo, context: int, slots: int = 1) -> int:
+    """Return the batch that Ollama chooses when neither Modelfile nor request names one.
+
+    It goes by the tokens of all slots together, and takes a smaller one where memory is tight.
+    """
     if info.embedding_only:
         return EMBEDDING_BATCH
     if info.num_batch:
         return info.num_batch
-    if context > 32768:
+    tokens = min(context, info.train_context or context) * slots
+    if tokens > 32768:
         return 2048
-    return 1024 if context > 4096 else 512
+    return 1024 if tokens > 4096 else 512
 
 
 def footprint(
@@ -82,7 +86,7 @@ def footprint(
     flash_attention: bool = True,
 ) -> Footprint:
     """Predict what `info` takes with that context a slot, so many slots, on so many GPUs."""
-    batch = auto_batch(info, context) if batch is None else batch
+    batch = auto_batch(info, context, slots) if batch is None else batch
     gpus = max(1, gpu_count)
     weights, exact = weights_on_gpu(info)
     projector = _tensors(info.projector_tensors) or info.projector_bytes
