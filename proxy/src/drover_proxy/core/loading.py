@@ -202,10 +202,10 @@ def load_finished(state: State, event: LoadFinished, now: float) -> None:
     total = seen.measured_bytes or need.total_bytes
     whole = sum(promised.values()) or 1
     state.ledger.keep(runner.key, {uuid: total * size // whole for uuid, size in promised.items()}, now)
-    took = now - runner.load_began_at
-    state.load_seconds.setdefault(runner.key.blob, Timing(took)).add(took)
     runner.reported_bytes = {uuid: seen.size_vram_bytes * size // whole for uuid, size in promised.items()}
     runner.left_bytes = left_bytes(runner.free_at_load, runner.reported_bytes)
+    took = now - runner.load_began_at
+    state.load_seconds.setdefault(runner.key.blob, Timing(took)).add(took)
     runner.seen_context = seen.context
     runner.suspect_since = None
     if spec.gpu_uuids and seen.size_vram_bytes < seen.size_bytes:
@@ -294,14 +294,14 @@ def _stuck(state: State, model: str, code: str, now: float, site: Site | None = 
             f"instance {site.spec.key.instance}; {free // MIB} MiB are free, {foreign // MIB} MiB belong to "
             "other processes, and no model there may be evicted for it"
         )
-        reject_waiting(state, model, now, 503, code, message, 30)
-
         if site.refused_by_ollama:
             message = (
                 f"{model} would fit into instance {site.spec.key.instance}, but beside runners that can't be "
                 f"evicted Ollama wants {site.need.beside_bytes // MIB} MiB free by its own rough guess of "
                 "it, and would evict one of them: give it an instance of its own, or unpin one of them"
             )
+        reject_waiting(state, model, now, 503, code, message, 30)
+
 
 def _too_large(state: State, model: str, need: Need) -> str:
     room = sum(capacity(state, need).values()) - need.reserve_bytes * len(need.gpu_uuids)

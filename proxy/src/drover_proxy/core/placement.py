@@ -131,13 +131,13 @@ def judge(
     required = (own,) if own is not None and own.state is RunnerState.READY else ()
     if any(runner.unload_not_before > now for runner in required):
         return Site(spec, need, Fit.SOON)
-    prospect = {uuid: state.ledger.prospective(uuid) for uuid in need.gpu_uuids}
-    if any(claims.get(name, spec.key) != spec.key for name in state.resources(spec)):
     stays = [
         runner
         for runner in state.runners_of(instance.name)
         if runner is not own and runner.state in LIVE | {RunnerState.LOADING}
     ]
+    prospect = {uuid: state.ledger.prospective(uuid) for uuid in need.gpu_uuids}
+    if any(claims.get(name, spec.key) != spec.key for name in state.resources(spec)):
         soon = not required and Room(state, need, prospect, tuple(stays)).suffices()
         return Site(spec, need, Fit.SOON if soon else Fit.CLAIMED)
     free: dict[str, int] = {}

@@ -51,13 +51,13 @@ class Runner:
     spec: RunSpec | None = None
     need: Need | None = None
     seen_context: int = 0
-    unload_failures: int = 0
     free_at_load: dict[str, int] = field(default_factory=dict)
     """What its GPUs had free when its load was sent."""
     reported_bytes: dict[str, int] = field(default_factory=dict)
     """What Ollama says that it takes of each GPU."""
     left_bytes: dict[str, int] = field(default_factory=dict)
     """What it left free by Ollama's books, see beside.py; empty where nobody saw its load."""
+    unload_failures: int = 0
     unload_not_before: float = NEVER
     spilled: bool = False
     """Partly on the CPU: it must go."""
