@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import h11
@@ -27,6 +28,11 @@ class FakeTransport(asyncio.Transport):
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
         """Nothing is ever held."""
+
+    def pause_reading(self) -> None:
+        """Whoever feeds it waits for the turns to be over."""
+
+    resume_reading = pause_reading
 
     def is_closing(self) -> bool:
         """Tell."""
@@ -87,12 +93,16 @@ def ours(
     """Feed the wire; return the requests it would have forwarded, and its transport."""
     handler = Answering()
     server = Server(handler, limits)  # type: ignore[arg-type]
+    turns: list[Callable[[], None]] = []
+    server.soon = turns.append  # type: ignore[method-assign]
     connection = ClientConnection(server)
     transport = FakeTransport()
     connection.connection_made(transport)
     for piece in pieces:
         if not transport.closed:
             connection.data_received(piece)
+        while turns:
+            turns.pop(0)()
     return handler.requests, transport
 
 

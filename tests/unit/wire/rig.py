@@ -12,7 +12,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
-from drover_proxy.wire import BodyPlan, Exchange, Limits, Outcome, Server, Upstream, UpstreamError
+from drover_proxy.wire import (
+    BodyPlan,
+    Exchange,
+    Forwarding,
+    Limits,
+    Outcome,
+    Server,
+    Upstream,
+    UpstreamError,
+)
 from drover_proxy.wire.answers import plain_error
 
 from tests.support import eventually_async
@@ -179,8 +188,9 @@ class Recorder:
 class World:
     """A server between a scripted upstream and raw clients; looks for leaks when it ends."""
 
-    def __init__(self, limits: Limits | None = None) -> None:
+    def __init__(self, limits: Limits | None = None, forwarding: Forwarding | None = None) -> None:
         self.limits = limits or Limits(**FAST)
+        self.forwarding = forwarding
         self.handler = Recorder()
         self.clients: list[Peer] = []
 
@@ -192,7 +202,7 @@ class World:
         self.origin = await Origin().start()
         self.upstream = Upstream("gpu0", "127.0.0.1", self.origin.port)
         self.handler.upstream = self.upstream
-        self.server = Server(self.handler, self.limits)
+        self.server = Server(self.handler, self.limits, self.forwarding)
         (self.address,) = await self.server.listen(["127.0.0.1:0"])
         return self
 

@@ -107,7 +107,7 @@ class ClientConnection(BodyReader):
                     self._buffer = data
                     self.pause_reading(paused=True)
                     if not turn:
-                        asyncio.get_running_loop().call_soon(self._go_on)
+                        self.server.soon(self._go_on)
                     break
                 turn -= 1
                 self._buffer = b""

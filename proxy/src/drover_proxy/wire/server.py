@@ -8,7 +8,7 @@ import ssl
 import time
 import weakref
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from drover_proxy.wire import answers
 from drover_proxy.wire.client import ClientConnection
@@ -180,6 +180,10 @@ class Server:
             del self._by_peer[peer]
         if not self.connections:
             self._empty.set()
+
+    def soon(self, work: Callable[[], None]) -> None:
+        """Do this after others had their turn."""
+        asyncio.get_running_loop().call_soon(work)
 
     def number(self) -> int:
         """Give the next request its number."""
