@@ -40,7 +40,7 @@ def add_parser(commands: Any) -> None:
         "import-ssh",
         help="let in whoever signs with an SSH key",
         description="Let in the stock `ollama` command by its own key: give the client's "
-        "~/.ollama/id_ed25519.pub, which the command makes when it first runs.",
+        "~/.ollama/id_ed25519.pub (ssh-keygen -t ed25519 -f ~/.ollama/id_ed25519 makes one).",
     )
     ssh.add_argument("name", help="what logs and metrics call the caller")
     ssh.add_argument("key", metavar="FILE", help="the public key's file; - reads standard input")
