@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from drover_proxy.config import Address, ConfigError, load, parse
+from drover_proxy.config import Address, ConfigError, ForwardingConfig, load, parse
 from drover_proxy.config.page import page
 from drover_proxy.config.schema import ROOT
 from hypothesis import given
@@ -35,6 +35,7 @@ def test_a_minimal_file_gets_every_default():
     assert config.loads.reserve_bytes == 1 << 30
     assert config.keys_file is None
     assert config.gpus == "nvml"
+    assert config.forwarding == ForwardingConfig("none", None, ())
 
 
 def test_everything_at_once():
@@ -50,6 +51,7 @@ models:
 queue: {max_waiting: 4, max_wait_seconds: 1.5}
 prefetch: {}
 peers: []
+forwarding: {x_forwarded: append, via: drover, trusted_proxies: [10.0.0.0/8, "::1", unix]}
 drain_seconds: 0
 """
     )
@@ -58,6 +60,7 @@ drain_seconds: 0
     assert config.gpus[0].total_bytes == 24 << 30
     assert config.models["llama3.2:latest"].aliases == ("gpt-4o:latest",)
     assert config.queue.max_wait_seconds == 1.5
+    assert config.forwarding.trusted_proxies == ("10.0.0.0/8", "::1/128", "unix")
 
 
 def test_several_mistakes_are_told_at_once_with_their_places():
@@ -105,6 +108,10 @@ log: {level: loud}
         ),
         (MINIMAL + "gpus: cuda", "expected one of nvml"),
         (MINIMAL + "limits: {body_bytes: 64MB}", "expected bytes"),
+        (MINIMAL + "forwarding: {x_forwarded: all}", "expected one of none, append, replace"),
+        (MINIMAL + "forwarding: {via: a b}", "expected a name"),
+        (MINIMAL + "forwarding: {trusted_proxies: [proxy.lan]}", "expected an address, a network"),
+        (MINIMAL + "forwarding: {trusted_proxies: [10.0.0.1/8]}", "has host bits set"),
         (MINIMAL + "queue: {max_waiting: 1}\nqueue: {}", "this key stands here twice"),
         (MINIMAL + "peers: [http://x]", "has no peers"),
         (MINIMAL.replace("http:", "https:"), "expected a URL"),

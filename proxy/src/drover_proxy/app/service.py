@@ -22,7 +22,7 @@ from drover_proxy.app.instance import Instance
 from drover_proxy.app.memory import Memory
 from drover_proxy.app.parts import Parts
 from drover_proxy.app.runtime import Runtime
-from drover_proxy.config import ConfigError, ProxyConfig, TlsConfig, load
+from drover_proxy.config import ConfigError, ForwardingConfig, ProxyConfig, TlsConfig, load
 from drover_proxy.core.events import DrainRequested
 from drover_proxy.drivers.log import Log
 from drover_proxy.drivers.notify import Notifier, watchdog_seconds
@@ -31,14 +31,16 @@ from drover_proxy.drivers.sockets import BindError, bind, handed_over
 from drover_proxy.guard.door import Door
 from drover_proxy.guard.keys import KeyRing
 from drover_proxy.guard.watch import KeysFile, follow
-from drover_proxy.wire import Limits, Server
+from drover_proxy.wire import Forwarding, Limits, Server
+from drover_proxy.wire.forwarding import Mode as ForwardedMode
+from drover_proxy.wire.forwarding import network
 
 GPU_PATIENCE_SECONDS = 10.0
 """How long the start waits for NVML before it serves without; the search goes on meanwhile."""
 CATALOGUE_PATIENCE_SECONDS = 5.0
 SPARE_FILES = 256
 """Open files besides connections."""
-FIXED = ("listen", "admin_listen", "tls", "instances", "gpus", "limits")
+FIXED = ("listen", "admin_listen", "tls", "instances", "gpus", "limits", "forwarding")
 """What a reload can't change."""
 
 
@@ -66,7 +68,7 @@ class Service:
         self._parts: Parts = Parts(config, self._log, metrics, runtime, catalogue, memory, door)
         self._page = Exposition(metrics, lambda: gauges(self._parts)).text
         limits = _limits(config)
-        self._public = Server(Gateway(self._parts, self._page), limits)
+        self._public = Server(Gateway(self._parts, self._page), limits, _forwarding(config.forwarding))
         self._admin = Server(Admin(self._parts, self._page), Limits())
         self._parts.servers += [self._public, self._admin]
         self._tls: ssl.SSLContext | None = None
@@ -110,7 +112,9 @@ class Service:
             await self._stop()
             raise StartError(str(error)) from error
         await self._first_catalogue()
-        places = await self._public.listen(public, tls=self._tls)
+        near = [one for one in public if one.family == socket.AF_UNIX]  # never leaves the host: no TLS
+        places = await self._public.listen((one for one in public if one not in near), tls=self._tls)
+        places += await self._public.listen(near)
         admin_places = await self._admin.listen(admin)
         parts.spawn(parts.catalogue.keep_fresh())
         parts.spawn(self._feed_watchdog())
@@ -244,6 +248,12 @@ def _limits(config: ProxyConfig) -> Limits:
         max_connections=limits.max_connections,
         max_connections_per_client=limits.max_connections_per_client,
     )
+
+
+def _forwarding(config: ForwardingConfig) -> Forwarding:
+    networks = tuple(network(text) for text in config.trusted_proxies if text != "unix")
+    mode = ForwardedMode(config.x_forwarded)
+    return Forwarding(mode, config.via or "", networks, trust_unix="unix" in config.trusted_proxies)
 
 
 def _sockets(config: ProxyConfig) -> tuple[list[socket.socket], list[socket.socket]]:

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from drover_proxy.config.model import (
+    ForwardingConfig,
     GpuConfig,
     InstanceConfig,
     LimitsConfig,
@@ -160,6 +161,9 @@ def _build(raw: dict[str, Any]) -> ProxyConfig:
         queue=QueueConfig(**raw["queue"]),
         loads=LoadsConfig(**raw["loads"]),
         limits=LimitsConfig(**raw["limits"]),
+        forwarding=ForwardingConfig(
+            **{**raw["forwarding"], "trusted_proxies": tuple(raw["forwarding"]["trusted_proxies"])}
+        ),
         log=LogConfig(**raw["log"]),
         drain_seconds=raw["drain_seconds"],
     )

@@ -105,6 +105,16 @@ class LimitsConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class ForwardingConfig:
+    """What is told, and believed, of a request's way."""
+
+    x_forwarded: Literal["none", "append", "replace"]
+    via: str | None
+    trusted_proxies: tuple[str, ...]
+    """Networks, and `unix`."""
+
+
+@dataclass(frozen=True, slots=True)
 class LogConfig:
     """What goes to stderr."""
 
@@ -127,5 +137,6 @@ class ProxyConfig:
     queue: QueueConfig
     loads: LoadsConfig
     limits: LimitsConfig
+    forwarding: ForwardingConfig
     log: LogConfig
     drain_seconds: float

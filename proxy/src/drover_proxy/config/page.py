@@ -13,9 +13,9 @@ INTRODUCTION = """\
 
 One YAML file, `/etc/drover/proxy.yaml`. `drover-proxy check FILE` checks it without binding a port and names
 every mistake at once; `drover-proxy serve --config FILE` runs it. SIGHUP reads it again: keys, `models`,
-`queue`, `loads` and `log` take effect at once; for `listen`, `admin_listen`, `tls`, `instances`, `gpus` and
-`limits` the log says that a restart is needed. A file with a mistake changes nothing: the last good one
-stays.
+`queue`, `loads` and `log` take effect at once; for `listen`, `admin_listen`, `tls`, `instances`, `gpus`,
+`limits` and `forwarding` the log says that a restart is needed. A file with a mistake changes nothing: the
+last good one stays.
 
 Sizes in bytes may carry a unit: `512MiB`, `1GiB`. Times are in seconds. Unknown keys are errors.
 `name[].key` is a key of each entry of a list, `name.*.key` of each entry of a mapping by name.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from typing import Any
 
 import yaml
@@ -60,6 +61,19 @@ def gpus(node: yaml.Node, path: str, report: Report) -> Any:
     if isinstance(node, yaml.SequenceNode):
         return items(_of(GPU), "a list of GPUs")(node, path, report)
     return choice("nvml")(node, path, report)
+
+
+def proxy_network(node: yaml.Node, path: str, report: Report) -> Any:
+    """Read an address, a network, or `unix`."""
+    kind = "an address, a network (10.0.0.0/8, fd00::/8) or unix"
+    raw = text(kind)(node, path, report)
+    if raw is None or raw == "unix":
+        return raw
+    try:
+        return str(ipaddress.ip_network(raw))
+    except ValueError as error:
+        report.add(path, f"expected {kind}, found {raw!r}: {error}", node)
+        return None
 
 
 def _of(keys: dict[str, Key]) -> ReadValue:
@@ -244,6 +258,32 @@ LIMITS = {
     ),
 }
 
+FORWARDING = {
+    "x_forwarded": Key(
+        "one of none, append, replace",
+        choice("none", "append", "replace"),
+        "none",
+        "`X-Forwarded-For`, `-Proto` and `-Host` for the instances. `append`: what a trusted proxy said, and "
+        "that proxy's address behind it; `replace`: the client's address only; `none`: nothing. What others "
+        "than trusted proxies say of themselves never goes through.",
+    ),
+    "via": Key(
+        "name",
+        text("a name of letters, digits, - _ . :", r"[A-Za-z0-9_.:-]{1,64}"),
+        None,
+        "Added as `Via: 1.1 NAME` to requests and answers.",
+        shown_default="none",
+    ),
+    "trusted_proxies": Key(
+        "list of addresses and networks",
+        items(proxy_network, "a list of addresses and networks"),
+        (),
+        "Peers whose `X-Forwarded-For` is believed: the client of their requests, in logs and limits, is the "
+        "last address in it that isn't one of theirs. `unix` stands for all that comes over a Unix socket.",
+        shown_default="`[]`",
+    ),
+}
+
 LOG = {
     "level": Key(
         "one of debug, info, warning, error",
@@ -300,7 +340,7 @@ ROOT: dict[str, Key] = {
         "`/metrics`, `/healthz`, `/readyz`, `/drover/v1/*`. No key is asked for here.",
         shown_default="`127.0.0.1:8081`",
     ),
-    "tls": section(TLS, "TLS at `listen`.", default=()),
+    "tls": section(TLS, "TLS at `listen`, but for its Unix sockets.", default=()),
     "auth": section(AUTH, "Who may come in. Absent: everybody, and the log says so at start.", default=()),
     "instances": Key(
         "list of mappings",
@@ -327,6 +367,7 @@ ROOT: dict[str, Key] = {
     "queue": section(QUEUE, "The queue before the instances."),
     "loads": section(LOADS, "How models are loaded."),
     "limits": section(LIMITS, "Limits on sizes, times and numbers of connections."),
+    "forwarding": section(FORWARDING, "What is told, and believed, of a request's way here."),
     "log": section(LOG, "Logging."),
     "drain_seconds": Key(
         "seconds", SECONDS, 30.0, "After SIGTERM, answers in flight have this long to finish.", "s"
