@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 # The targets share one lab and one .venv: never side by side, even under -j.
 .NOTPARALLEL:
-.PHONY: help venv lock lint test test-unit test-contract test-lab test-molecule demo bench docs lab-up lab-down clean
+.PHONY: help venv lock lint test test-unit test-contract test-lab test-molecule demo bench bench-wire docs lab-up lab-down clean
 
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
@@ -44,9 +44,11 @@ demo: venv  ## boot a lab of three hosts, provision it, chat through the proxy (
 	@scripts/need-root.sh demo
 	@$(BIN)/python -m lab.demo $(if $(KEEP),--keep)
 
-bench: venv  ## the proxy beside its peers, in one run
-	@scripts/need-root.sh bench
-	$(BIN)/python bench/wire_quick.py
+bench-wire: venv  ## the proxy beside nginx, Go, vllm-router and others (QUICK=1: 45 seconds; PYTHON=... for the proxy)
+	PYTHON="$(PYTHON)" $(BIN)/python -m bench.wire $(if $(QUICK),--quick) $(BENCH)
+
+bench: venv  ## the quick version of bench-wire
+	@$(MAKE) --no-print-directory bench-wire QUICK=1
 
 docs: venv  ## generate docs/reference from the schemas and the programs themselves
 	$(BIN)/python scripts/docs.py

@@ -1,0 +1,204 @@
+"""From rows of measurements to medians, ratios, tables and the last line, without touching the machine."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+
+Row = Mapping[str, float]
+Rows = Mapping[str, Mapping[str, Sequence[Row | None]]]
+"""By contestant, then by cell ("requests/64", "stall"), one row a round; None where it failed."""
+
+CONNECTIONS, STREAMS = 64, 1000
+"""What the ratios of the last line are taken at."""
+BARS = {
+    "cpu_per_request_vs_nginx": 2.0,
+    "cpu_per_request_vs_go": 0.40,
+    "cpu_per_request_vs_vllm_router": 0.60,
+    "cpu_per_chunk_vs_go": 0.80,
+    "cpu_per_chunk_vs_nginx": 1.25,
+    "bytes_per_stream": 24 * 1024,
+    "rss_at_rest_bytes": 45_000_000,
+    "stall_ms": 20.0,
+    "failed_streams": 0,
+}
+"""At most."""
+
+
+def spread(rows: Sequence[Row | None], key: str) -> tuple[float, float, float] | None:
+    """Return median, least and greatest of one figure; None where nothing was measured."""
+    found = [row[key] for row in rows if row is not None and key in row]
+    return (statistics.median(found), min(found), max(found)) if found else None
+
+
+def median(rows: Rows, name: str, cell: str, key: str) -> float | None:
+    """Return the median of one figure."""
+    found = spread(rows.get(name, {}).get(cell, ()), key)
+    return None if found is None else found[0]
+
+
+def ratio(rows: Rows, cell: str, key: str, ours: str, theirs: str) -> float | None:
+    """Return the median of the rounds' ratios: what slows the machine down for a while slows both."""
+    pairs = zip(rows.get(ours, {}).get(cell, ()), rows.get(theirs, {}).get(cell, ()), strict=False)
+    found = [a[key] / b[key] for a, b in pairs if a is not None and b is not None and b[key]]
+    return round(statistics.median(found), 3) if found else None
+
+
+def added(rows: Rows, cell: str, key: str, ours: str, base: str) -> float | None:
+    """Return the difference of two medians."""
+    mine, theirs = median(rows, ours, cell, key), median(rows, base, cell, key)
+    return None if mine is None or theirs is None else round(mine - theirs, 2)
+
+
+def final(rows: Rows, python: str) -> dict[str, float | int | str | None]:
+    """Return what the last line says: medians and ratios, null where a peer could not be had."""
+    asked, chunked = f"requests/{CONNECTIONS}", f"streams/{STREAMS}"
+    counts = sorted(
+        int(cell.partition("/")[2]) for cell in rows.get("drover", {}) if cell.startswith("streams/")
+    )
+    most = f"streams/{counts[-1]}" if counts else chunked
+    failures = [
+        row["failed"] if row is not None else None
+        for cell, found in rows.get("drover", {}).items()
+        if cell.startswith("streams/")
+        for row in found
+    ]
+    failed = None if not failures or None in failures else int(sum(f for f in failures if f is not None))
+    return {
+        "rps": _rounded(median(rows, "drover", asked, "rps"), 0),
+        "cpu_per_request_us": _rounded(median(rows, "drover", asked, "cpu_us"), 1),
+        "cpu_per_chunk_us": _rounded(median(rows, "drover", chunked, "cpu_us"), 2),
+        "rps_vs_nginx": ratio(rows, asked, "rps", "drover", "nginx"),
+        "cpu_per_request_vs_nginx": ratio(rows, asked, "cpu_us", "drover", "nginx"),
+        "cpu_per_request_vs_go": ratio(rows, asked, "cpu_us", "drover", "go"),
+        "cpu_per_request_vs_vllm_router": ratio(rows, asked, "cpu_us", "drover", "vllm-router"),
+        "cpu_per_chunk_vs_go": ratio(rows, chunked, "cpu_us", "drover", "go"),
+        "cpu_per_chunk_vs_nginx": ratio(rows, chunked, "cpu_us", "drover", "nginx"),
+        "ttfb_added_p99_ms_at_1000": added(rows, chunked, "ttfb_p99_ms", "drover", "direct"),
+        "bytes_per_stream": _rounded(median(rows, "drover", most, "stream_bytes"), 0),
+        "bytes_per_stream_at": counts[-1] if counts else None,
+        "failed_streams": failed,
+        "rss_at_rest_bytes": _rounded(median(rows, "drover", most, "rest_bytes"), 0),
+        "stall_ms": _rounded(median(rows, "drover", "stall", "stall_ms"), 1),
+        "python": python,
+    }
+
+
+def _rounded(value: float | None, digits: int) -> float | int | None:
+    return None if value is None else (round(value, digits) if digits else round(value))
+
+
+def missed(line: Mapping[str, float | int | str | None]) -> list[str]:
+    """Say which bars are missed, and which could not be measured."""
+    said = []
+    for key, bar in BARS.items():
+        value = line.get(key)
+        if value is None:
+            said.append(f"{key}: not measured")
+        elif isinstance(value, int | float) and value > bar:
+            said.append(f"{key}: {value:g}, at most {bar:g}")
+    return said
+
+
+Column = tuple[str, Callable[[Sequence[Row | None]], str]]
+
+
+def _cell(key: str, digits: int = 1, *, ranged: bool = False, scale: float = 1.0) -> Callable[..., str]:
+    def show(rows: Sequence[Row | None]) -> str:
+        found = spread(rows, key)
+        if found is None:
+            return "-"
+        middle, low, high = (f"{value * scale:.{digits}f}" for value in found)
+        return f"{middle} [{low}-{high}]" if ranged and low != high else middle
+
+    return show
+
+
+REQUEST_COLUMNS: tuple[Column, ...] = (
+    ("requests/s", _cell("rps", 0)),
+    ("CPU µs/request", _cell("cpu_us", 1, ranged=True)),
+    ("core busy %", _cell("busy", 0, scale=100)),
+    ("p50 ms", _cell("p50_ms", 2)),
+    ("p99 ms", _cell("p99_ms", 2)),
+    ("RSS MiB", _cell("rss_mib", 0)),
+    ("failed", _cell("failed", 0)),
+)
+STREAM_COLUMNS: tuple[Column, ...] = (
+    ("CPU µs/chunk", _cell("cpu_us", 2, ranged=True)),
+    ("core busy %", _cell("busy", 0, scale=100)),
+    ("TTFB p50 ms", _cell("ttfb_p50_ms", 2)),
+    ("p99 ms", _cell("ttfb_p99_ms", 2)),
+    ("gap p50 ms", _cell("gap_p50_ms", 1)),
+    ("p99 ms", _cell("gap_p99_ms", 1)),
+    ("KiB/stream", _cell("stream_bytes", 1, scale=1 / 1024)),
+    ("at rest MB", _cell("rest_bytes", 1, scale=1e-6)),
+    ("seconds", _cell("seconds", 1)),
+    ("failed", _cell("failed", 0)),
+)
+STALL_COLUMNS: tuple[Column, ...] = (
+    ("longest gap alone ms", _cell("alone_ms", 1)),
+    ("with bodies of 5 MB ms", _cell("with_bodies_ms", 1)),
+    ("added ms", _cell("stall_ms", 1, ranged=True)),
+    ("bodies", _cell("bodies", 0)),
+    ("failed", _cell("failed", 0)),
+)
+
+
+def tables(rows: Rows, missing: Mapping[str, str]) -> str:
+    """Return everything as text, one table a cell."""
+    cells: list[str] = []
+    for found in rows.values():
+        cells += [cell for cell in found if cell not in cells]
+    cells.sort(key=lambda cell: (("requests", "streams", "stall").index(cell.split("/")[0]), *_number(cell)))
+    parts = []
+    for cell in cells:
+        kind, _, count = cell.partition("/")
+        title, columns = {
+            "requests": (
+                f"{count} connection(s), a chat of about 223 bytes, a JSON answer of about 300",
+                REQUEST_COLUMNS,
+            ),
+            "streams": (f"{count} streams at once", STREAM_COLUMNS),
+            "stall": ("50 streams while bodies of 5 MB are posted", STALL_COLUMNS),
+        }[kind]
+        lines = [["", *(name for name, _ in columns)]]
+        lines += [
+            [name, *(show(found[cell]) for _, show in columns)]
+            for name, found in rows.items()
+            if cell in found
+        ]
+        parts.append(f"{title}\n{_aligned(lines)}")
+    parts += [f"{name}: could not be had here: {reason.splitlines()[0]}" for name, reason in missing.items()]
+    return "\n\n".join(parts)
+
+
+def _number(cell: str) -> list[int]:
+    count = cell.partition("/")[2]
+    return [int(count)] if count else []
+
+
+def _aligned(lines: list[list[str]]) -> str:
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    return "\n".join(
+        "  ".join(
+            text.ljust(width) if i == 0 else text.rjust(width)
+            for i, (text, width) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in lines
+    )
+
+
+def record(rows: Rows) -> dict[str, dict[str, dict[str, object]]]:
+    """Return medians with least and greatest, for the file."""
+    out: dict[str, dict[str, dict[str, object]]] = {}
+    for name, cells in rows.items():
+        for cell, found in cells.items():
+            keys = sorted({key for row in found if row is not None for key in row})
+            figures: dict[str, object] = {}
+            for key in keys:
+                three = spread(found, key)
+                assert three is not None
+                figures[key] = [round(value, 3) for value in three]
+            figures["rounds"] = sum(row is not None for row in found)
+            out.setdefault(name, {})[cell] = figures
+    return out

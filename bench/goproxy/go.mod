@@ -1,0 +1,3 @@
+module drover.bench/goproxy
+
+go 1.21

@@ -1,0 +1,239 @@
+"""The proxy beside its peers, in one run and in turns; see docs/explanation/performance.md.
+
+    python -m bench.wire [--quick] [--only drover,nginx] [--connections 64] [--streams 1000] [--rounds 3]
+
+Load and upstream share one core, the contestant has another. Prints tables, writes bench/results/wire.json,
+and ends with one line of JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime as dt
+import json
+import os
+import platform
+import resource
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+
+from bench import figures, measure
+from bench.contestants import INSTANCES, SLOTS, STARTERS, Running, start_contestant, start_source
+from bench.processes import BenchError, cores
+from bench.provide import HERE, Tools, describe, provide, versions
+
+CHUNKS, GAP_SECONDS = 100, 0.02
+QUICK_NAMES = ("drover", "nginx", "go", "vllm-router")
+STREAM_PEERS_QUICK = ("drover", "nginx", "go", "direct")
+FILES = 16_384
+"""Open files that 5,000 streams take on both sides, and some."""
+
+
+def arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="about 45 seconds: fewer peers, one count each")
+    parser.add_argument("--only", type=_names, help=f"contestants, of {', '.join(STARTERS)}")
+    parser.add_argument("--connections", type=_numbers, help="counts of connections; 0 for none")
+    parser.add_argument("--streams", type=_numbers, help="counts of streams; 0 for none")
+    parser.add_argument("--rounds", type=int)
+    parser.add_argument("--seconds", type=float, help="of each measurement of requests")
+    parser.add_argument("--no-stall", action="store_true", help="leave out the bodies of 5 MB")
+    parser.add_argument("--output", type=Path, default=HERE / "results" / "wire.json")
+    options = parser.parse_args()
+    quick = options.quick
+    options.partial = options.only is not None
+    options.only = options.only or (list(QUICK_NAMES) if quick else list(STARTERS))
+    options.connections = _given(options.connections, [64] if quick else [1, 64, 1000])
+    options.streams = _given(options.streams, [1000] if quick else [100, 1000, 5000])
+    options.rounds = options.rounds or (2 if quick else 3)
+    options.seconds = options.seconds or (1.5 if quick else 3.0)
+    return options
+
+
+def _given(chosen: list[int] | None, otherwise: list[int]) -> list[int]:
+    return otherwise if chosen is None else [count for count in chosen if count]
+
+
+def _names(text: str) -> list[str]:
+    names = text.split(",")
+    for name in names:
+        if name not in STARTERS:
+            raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(STARTERS)}")
+    return names
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
+
+
+class Run:
+    """One run of the benchmark."""
+
+    def __init__(self, options: argparse.Namespace, tools: Tools, stack: ExitStack) -> None:
+        self.options = options
+        self.tools = tools
+        self.load_core, self.core = cores()
+        self.folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="drover-bench-")))
+        self.bench = measure.prepare(
+            tools, self.folder, self.load_core, chunks=CHUNKS, gap_seconds=GAP_SECONDS
+        )
+        self.source = start_source(tools, self.load_core, self.folder, chunks=CHUNKS, gap_seconds=GAP_SECONDS)
+        stack.callback(self.source.child.stop)
+        self.rows: dict[str, dict[str, list[measure.Row | None]]] = {}
+        self.missing: dict[str, str] = {}
+        self.began = time.monotonic()
+
+    def _cell(self, name: str, cell: str, work: Callable[[Running], measure.Row]) -> None:
+        """Measure one contestant once, in a process of its own, so that memory starts from rest."""
+        if name in self.missing:
+            return
+        found: measure.Row | None = None
+        running = self.source
+        try:
+            if name != "direct":
+                running = start_contestant(name, self.tools, self.source.port, self.core, self.folder)
+            found = work(running)
+        except BenchError as error:
+            first = name not in self.rows
+            print(f"{name} {cell}: {error}", file=sys.stderr)
+            if first:
+                self.missing[name] = str(error)
+                return
+        finally:
+            if running is not self.source:
+                running.child.stop()
+        self.rows.setdefault(name, {}).setdefault(cell, []).append(found)
+        failed = int(found["failed"]) if found else -1
+        said = (
+            f"{found['cpu_us']:.1f} us"
+            if found and "cpu_us" in found
+            else f"{(found or {}).get('stall_ms', 0):.1f} ms"
+        )
+        words = "failed" if found is None else said + (f", {failed} failed" if failed else "")
+        print(f"{time.monotonic() - self.began:6.1f} s  {name} {cell}: {words}", file=sys.stderr, flush=True)
+
+    def requests(self) -> None:
+        """Measure requests, all contestants in turns."""
+        options = self.options
+        for count in options.connections:
+            for _ in range(options.rounds):
+                for name in options.only:
+                    self._cell(
+                        name,
+                        f"requests/{count}",
+                        partial(measure.requests, self.bench, connections=count, seconds=options.seconds),
+                    )
+
+    def streams(self) -> None:
+        """Measure streams, all contestants in turns, and what the upstream does without any."""
+        options = self.options
+        names = [*options.only, "direct"]
+        if options.quick:
+            names = [name for name in names if name in STREAM_PEERS_QUICK]
+        for count in options.streams:
+            for _ in range(options.rounds):
+                for name in names:
+                    self._cell(
+                        name,
+                        f"streams/{count}",
+                        partial(measure.streams, self.bench, count=count),
+                    )
+
+    def stall(self) -> None:
+        """Measure what large bodies do to others' streams."""
+        names = [name for name in ("drover", "nginx", "go") if name in self.options.only]
+        for _ in range(1 if self.options.quick else self.options.rounds):
+            for name in names[:1] if self.options.quick else names:
+                self._cell(name, "stall", partial(measure.stall, self.bench))
+
+
+def main() -> int:
+    """Measure, print, write."""
+    options = arguments()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    _raise_files()
+    load = os.getloadavg()[0]
+    try:
+        cores()
+        tools = provide(options.only)
+        with ExitStack() as stack:
+            run = Run(options, tools, stack)
+            run.requests()
+            run.streams()
+            if not options.no_stall:
+                run.stall()
+    except BenchError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    python = describe(tools.python)
+    line = figures.final(run.rows, python)
+    print(figures.tables(run.rows, run.missing))
+    print(f"\ndrover runs on {python}; load average before the run: {load:.2f}")
+    for bar in figures.missed(line):
+        print(f"bar missed: {bar}")
+    _write(options, run, tools, line, load)
+    print(json.dumps(line))
+    return 0
+
+
+def _raise_files() -> None:
+    """Let this process and its children open as many files as it may."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = max(soft, FILES)
+    if hard != resource.RLIM_INFINITY and hard < wanted and os.geteuid() == 0:
+        hard = wanted
+    resource.setrlimit(
+        resource.RLIMIT_NOFILE, (min(wanted, hard) if hard != resource.RLIM_INFINITY else wanted, hard)
+    )
+
+
+def _write(
+    options: argparse.Namespace, run: Run, tools: Tools, line: Mapping[str, object], load: float
+) -> None:
+    """Lay the record: figures and the class of machine, no names of hosts and no paths."""
+    cpu = next(
+        (
+            row.partition(":")[2].strip()
+            for row in Path("/proc/cpuinfo").read_text().splitlines()
+            if row.startswith("model name")
+        ),
+        platform.machine(),
+    )
+    record = {
+        "date": dt.datetime.now(dt.timezone.utc).date().isoformat(),
+        "quick": options.quick,
+        "machine": {
+            "cpu": cpu,
+            "cores": os.cpu_count(),
+            "kernel": platform.release().split("-")[0],
+            "load_before": round(load, 2),
+        },
+        "setting": {
+            "chunks": CHUNKS,
+            "gap_seconds": GAP_SECONDS,
+            "instances": INSTANCES,
+            "slots": SLOTS,
+            "rounds": options.rounds,
+            "seconds": options.seconds,
+        },
+        "versions": versions(tools, [name for name in options.only if name not in run.missing]),
+        "missing": {name: reason.splitlines()[0] for name, reason in run.missing.items()},
+        "figures": figures.record(run.rows),
+        "final": line,
+    }
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
