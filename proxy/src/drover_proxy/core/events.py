@@ -12,7 +12,7 @@ RequestCancelled comes first; ForwardFailed opens the question again.
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 from drover_proxy.vram.model import ModelInfo
@@ -208,6 +208,20 @@ class WithdrawalEnded:
 
 
 @dataclass(frozen=True, slots=True)
+class SiblingsObserved:
+    """What other processes of this proxy hold during a handover, all together. Send one before each event."""
+
+    busy: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    """Requests with a runner, by instance and blob."""
+    leaving: frozenset[tuple[str, str]] = frozenset()
+    """Runners that one of them unloads."""
+    waits: frozenset[str] = frozenset()
+    """Blobs that requests of elder processes wait for."""
+    owns_memory: bool = False
+    """One of them makes room or loads, or an elder wants to."""
+
+
+@dataclass(frozen=True, slots=True)
 class DrainRequested:
     """The proxy stops: no new requests, no new loads; what runs, or waits for a ready runner, is served."""
 
@@ -235,6 +249,7 @@ Event = (
     | ModelGone
     | WithdrawModel
     | WithdrawalEnded
+    | SiblingsObserved
     | DrainRequested
     | Tick
 )

@@ -48,7 +48,7 @@ def drop_plans(state: State) -> None:
     if not state.plans:
         return
     needed = set()
-    if not state.draining:
+    if not state.draining and not state.siblings.owns_memory:
         for model in state.waiting:
             info = state.models[model]
             plan = planned_for(state, info)
@@ -119,6 +119,8 @@ def _consider(state: State, model: str, info: ModelInfo, now: float) -> None:
     if need is not None:
         reject_waiting(state, model, now, 503, "model_too_large", _too_large(state, model, need), None)
         return
+    if state.siblings.owns_memory:
+        return  # one process at a time makes room
     site = choose(survey(state, info, now), starved=starved(state, model, now))
     if site is None or site.fit is Fit.NEVER:
         _stuck(state, model, "no_instance", now)

@@ -58,6 +58,7 @@ def runners_observed(state: State, event: RunnersObserved, now: float) -> None:
     if event.instance not in state.up:
         return
     sampled_at = now if event.sampled_at is None else event.sampled_at
+    state.observed_at[event.instance] = max(sampled_at, state.observed_at.get(event.instance, NEVER))
     listed: set[RunnerKey] = set()
     for seen in event.runners:
         runner = state.find(event.instance, seen.model)
@@ -73,7 +74,7 @@ def runners_observed(state: State, event: RunnersObserved, now: float) -> None:
     for runner in state.runners_of(event.instance):
         if runner.key in listed or runner.state not in GONE or sampled_at <= runner.changed_at:
             continue
-        if runner.state is not RunnerState.UNLOADING:
+        if runner.state is not RunnerState.UNLOADING and not runner.taken_away:
             state.alert(
                 "runner_vanished",
                 f"{runner.model} is no longer loaded in {event.instance}, though nobody unloaded it",
@@ -96,8 +97,7 @@ def _adopt(state: State, key: RunnerKey, seen: RunnerSeen, now: float) -> None:
     runner = state.runners.get(key)
     if runner is None:
         runner = Runner(key, seen.model, seen.context, slots)
-        state.runners[key] = runner
-        state.by_blob.setdefault(key.blob, {})[key.instance] = runner
+        state.file(runner)
     runner.model, runner.context, runner.slots = seen.model, seen.context, slots
     runner.seen_context = seen.context
     runner.suspect_since = None
@@ -165,25 +165,27 @@ def _still_there(state: State, runner: Runner, message: str, now: float) -> None
 
 def send_away(state: State, now: float) -> None:
     """Unload what must go and is idle; stop admitting to what must go and is busy; stop draining in vain."""
+    may_unload = not state.siblings.owns_memory
     for runner in tuple(state.runners.values()):
         must_go = state.must_go(runner)
         if runner.state is RunnerState.DRAINING:
             wanted = runner.drained_for is not None and runner.drained_for in state.plans
             if not must_go and not wanted:
                 state.move(runner, RunnerState.READY, now)
-            elif runner.idle:
+            elif runner.idle and may_unload:
                 send_unload(state, runner, "drained", now)
         elif runner.state is RunnerState.READY and must_go and runner.unload_not_before <= now:
-            if runner.idle:
+            if runner.idle and may_unload:
                 send_unload(state, runner, "partly on the CPU" if runner.spilled else "withdrawn", now)
-            else:
+            elif not runner.idle:
                 state.move(runner, RunnerState.DRAINING, now)
 
 
 def run_timers(state: State, now: float) -> None:
     """End what takes too long, and forget what is long ago."""
     for runner in tuple(state.runners.values()):
-        if runner.suspect_since is not None and now - runner.suspect_since >= SUSPICION_SECONDS:
+        suspicion_ends = runner.suspect_since is not None and now - runner.suspect_since >= SUSPICION_SECONDS
+        if suspicion_ends and runner.key not in state.siblings.leaving:
             runner.suspect_since = None
         if runner.deadline is None or now < runner.deadline:
             continue

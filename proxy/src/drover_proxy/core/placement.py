@@ -126,7 +126,8 @@ def judge(
     if not need.fits(capacity(state, need)):
         return Site(spec, need, Fit.NEVER)
     own = state.runners.get(spec.key)
-    if own is not None and own.state not in {RunnerState.READY, RunnerState.FAILED}:
+    changing = own is not None and own.state not in {RunnerState.READY, RunnerState.FAILED}
+    if changing or state.blind(instance.name, now):
         return Site(spec, need, Fit.SOON)  # of another context, or on its way out: its state will change
     required = (own,) if own is not None and own.state is RunnerState.READY else ()
     if any(runner.unload_not_before > now for runner in required):

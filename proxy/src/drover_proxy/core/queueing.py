@@ -102,7 +102,9 @@ def seat_for(state: State, info: ModelInfo) -> Runner | None:
         if runner.state is not RunnerState.READY or runner.suspect_since is not None or state.must_go(runner):
             continue
         spec = state.sizing.spec(info, state.instances[runner.key.instance])
-        if spec.context != runner.context or len(runner.active) >= min(spec.slots, runner.slots):
+        if spec.context != runner.context or len(runner.active) + runner.elsewhere >= min(
+            spec.slots, runner.slots
+        ):
             continue
         if best is None or len(runner.active) < len(best.active):
             best = runner

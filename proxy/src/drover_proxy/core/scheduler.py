@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from typing import Any
 
-from drover_proxy.core import events, loading, managing, observing, queueing
+from drover_proxy.core import events, loading, managing, observing, queueing, sharing
 from drover_proxy.core.commands import Command, Drained
 from drover_proxy.core.config import CoreConfig
 from drover_proxy.core.snapshot import snapshot
@@ -54,6 +54,7 @@ HANDLERS: dict[type[object], Handler] = {
     events.ModelGone: managing.model_gone,
     events.WithdrawModel: managing.withdraw,
     events.WithdrawalEnded: managing.withdrawal_ended,
+    events.SiblingsObserved: sharing.observed,
     events.DrainRequested: _drain,
     events.Tick: _tick,
 }
@@ -91,6 +92,10 @@ class Scheduler:
         if before != after or {gpu.uuid for gpu in config.gpus} != set(state.ledger.books):
             raise ValueError("instances or GPUs differ from those the proxy started with: restart it")
         state.reconfigure(config)
+
+    def holdings(self) -> sharing.Holdings:
+        """Return what this process holds, for its siblings during a handover."""
+        return sharing.holdings(self.state)
 
     def validate(self) -> None:
         """Check every invariant across the collections; raise InvariantError naming what is broken."""

@@ -12,6 +12,10 @@ def snapshot(state: State) -> dict[str, Any]:
     """Return the state as dictionaries, lists, numbers and words."""
     return {
         "draining": state.draining,
+        "siblings": {
+            "requests": sum(state.siblings.busy.values()),
+            "own_memory": state.siblings.owns_memory,
+        },
         "waiting": state.waiting_count,
         "waiting_by_model": {model: len(queue) for model, queue in state.waiting.items()},
         "in_flight": len(state.requests) - state.waiting_count,
@@ -56,6 +60,7 @@ def _runner(state: State, runner: Runner) -> dict[str, Any]:
         "context": runner.context,
         "slots": runner.slots,
         "active": len(runner.active),
+        "elsewhere": runner.elsewhere,
         "last_used": None if runner.last_used_at == NEVER else runner.last_used_at,
         "bytes_by_gpu": state.ledger.shares_of(runner.key),
         "spilled": runner.spilled,

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from drover_proxy.core.commands import Alert, Command, Reject
 from drover_proxy.core.config import CoreConfig, Instance
-from drover_proxy.core.events import Needs, RequestId
+from drover_proxy.core.events import Needs, RequestId, SiblingsObserved
 from drover_proxy.core.ledger import NEVER, Ledger, RunnerKey
 from drover_proxy.core.sizing import Need, RunSpec, Sizing
 from drover_proxy.core.story import Story
@@ -26,6 +26,7 @@ from drover_proxy.vram import ModelInfo
 
 STRAY = "name:"
 """Blob of a runner whose model nobody has told us of, followed by its name."""
+ALL_SLOTS = 1 << 16
 LIVE = frozenset({RunnerState.READY, RunnerState.DRAINING, RunnerState.UNLOADING})
 """States in which a runner holds memory that the ledger books as its own."""
 
@@ -69,11 +70,15 @@ class Runner:
     """Names that loads and unloads of it were sent under: their answers come under the same."""
     drained_for: RunnerKey | None = None
     """The plan that it drains for."""
+    elsewhere: int = 0
+    """Slots that siblings have taken, or are about to."""
+    taken_away: bool = False
+    """A sibling was about to unload it: that it vanishes is no surprise."""
 
     @property
     def idle(self) -> bool:
-        """Whether no request is with it."""
-        return not self.active
+        """Whether no request is with it, ours or a sibling's."""
+        return not self.active and not self.elsewhere
 
 
 @dataclass(slots=True, eq=False)
@@ -165,6 +170,10 @@ class State:
         self.stuck: dict[str, tuple[float, str]] = {}
         self.withdrawals: dict[Hashable, Withdrawal] = {}
         self.withdrawn: set[str] = set()
+        self.siblings = SiblingsObserved()
+        self.shared_until = NEVER
+        """When a sibling last stopped to load: what was seen of instances before doesn't count."""
+        self.observed_at: dict[str, float] = {}
         self.draining = False
         self.drained_told = False
         self.service_seconds: dict[str, Timing] = {}
@@ -195,9 +204,23 @@ class State:
         runner = self.runners.get(spec.key)
         if runner is None:
             runner = Runner(spec.key, spec.model, spec.context, spec.runner_slots)
-            self.runners[spec.key] = runner
-            self.by_blob.setdefault(spec.key.blob, {})[spec.key.instance] = runner
+            self.file(runner)
         return runner
+
+    def file(self, runner: Runner) -> None:
+        """Take in a new runner."""
+        runner.elsewhere = self.elsewhere(runner.key)
+        self.runners[runner.key] = runner
+        self.by_blob.setdefault(runner.key.blob, {})[runner.key.instance] = runner
+
+    def elsewhere(self, key: RunnerKey) -> int:
+        """Return the slots of a runner that siblings have: all, where an elder's requests wait for one."""
+        return self.siblings.busy.get(key, 0) + (ALL_SLOTS if key.blob in self.siblings.waits else 0)
+
+    def blind(self, instance: str, now: float) -> bool:
+        """Whether a sibling may have changed what an instance has loaded since we last saw it."""
+        overdue = now - self.shared_until > self.config.loads.memory_timeout_seconds
+        return self.observed_at.get(instance, NEVER) < self.shared_until and not overdue
 
     def move(self, runner: Runner, after: RunnerState, now: float, why: str = "") -> None:
         """Take a runner to another state, with what that means for its memory and its requests."""

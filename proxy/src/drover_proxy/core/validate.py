@@ -99,6 +99,8 @@ def _runners(state: State) -> Iterator[str]:
         timed = runner.state in {RunnerState.LOADING, RunnerState.UNLOADING, RunnerState.FAILED}
         if timed != (runner.deadline is not None):
             yield f"{name} is {runner.state.value} with deadline {runner.deadline}"
+        if runner.elsewhere != state.elsewhere(key):
+            yield f"{name} has {runner.elsewhere} slots taken by siblings, who say {state.elsewhere(key)}"
         if runner.drained_for is not None and runner.state is not RunnerState.DRAINING:
             yield f"{name} drains for {runner.drained_for} but is {runner.state.value}"
 
@@ -153,6 +155,8 @@ def _claims(state: State) -> Iterator[str]:
 
 
 def _rest(state: State) -> Iterator[str]:
+    if state.plans and state.siblings.owns_memory:
+        yield f"room is made for {sorted(state.plans)} while a sibling does so"
     if not state.up <= set(state.instances):
         yield f"unknown instances are up: {sorted(state.up - set(state.instances))}"
     if not set(state.stuck) <= set(state.waiting):

@@ -1,0 +1,89 @@
+"""Several processes of one proxy over the same instances, for the time of a handover.
+
+`systemctl restart` leaves the old process what it has under way while the new one already serves. Each tells
+the others what it holds (`holdings`), hears what they hold (SiblingsObserved), and counts it as taken:
+
+- A slot that a sibling's request is in isn't free, and its runner can't be evicted.
+- A runner that a sibling is about to unload gets nothing, and is believed in only when it is seen again.
+- Only one process at a time makes room and loads. Whoever has begun goes on; else the elder goes first, and
+  its waiting requests come before ours in a slot that becomes free.
+
+The shell takes a lock around hearing, deciding and telling, so nothing is given away twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from drover_proxy.core.events import SiblingsObserved
+from drover_proxy.core.loading import served
+from drover_proxy.core.state import State
+from drover_proxy.core.transitions import RunnerState
+
+GOING = frozenset({RunnerState.DRAINING, RunnerState.UNLOADING})
+MAKING_ROOM = frozenset({RunnerState.LOADING, RunnerState.UNLOADING})
+
+
+@dataclass(frozen=True, slots=True)
+class Holdings:
+    """What one process holds. Runners are named by instance and blob."""
+
+    busy: Mapping[tuple[str, str], int]
+    """Requests with a runner."""
+    leaving: tuple[tuple[str, str], ...]
+    """Runners that it unloads, or drains to unload them."""
+    waits: tuple[str, ...]
+    """Blobs that somebody waits for."""
+    memory: bool
+    """It makes room, loads or unloads."""
+    wishes: bool
+    """Somebody waits for a model that no runner serves: it would load, if it could."""
+
+
+def holdings(state: State) -> Holdings:
+    """Return what this process holds now."""
+    runners = state.runners.values()
+    waits = tuple({state.models[model].blob for model in state.waiting})
+    return Holdings(
+        busy={runner.key: len(runner.active) for runner in runners if runner.active},
+        leaving=tuple(runner.key for runner in runners if runner.state in GOING),
+        waits=waits,
+        memory=bool(state.plans) or any(runner.state in MAKING_ROOM for runner in runners),
+        wishes=any(not served(state, state.models[model]) for model in state.waiting),
+    )
+
+
+def combined(elders: Iterable[Holdings], younger: Iterable[Holdings]) -> SiblingsObserved:
+    """Make one event of what all other processes hold; those that began before us go first."""
+    elders, younger = tuple(elders), tuple(younger)
+    busy: dict[tuple[str, str], int] = {}
+    for one in elders + younger:
+        for key, count in one.busy.items():
+            busy[key] = busy.get(key, 0) + count
+    return SiblingsObserved(
+        busy=busy,
+        leaving=frozenset(key for one in elders + younger for key in one.leaving),
+        waits=frozenset(blob for one in elders for blob in one.waits),
+        owns_memory=any(one.memory for one in elders + younger) or any(one.wishes for one in elders),
+    )
+
+
+def observed(state: State, event: SiblingsObserved, now: float) -> None:
+    """Count what siblings hold as taken; look anew at what they may have changed."""
+    before = state.siblings
+    if event == before:
+        return
+    state.story.tell(now, event)
+    state.siblings = event
+    for runner in state.runners.values():
+        runner.elsewhere = state.elsewhere(runner.key)
+        if runner.key in event.leaving:
+            runner.suspect_since = now
+            runner.taken_away = True
+        elif runner.key in before.leaving:
+            runner.suspect_since = runner.changed_at = now  # a list that was read before doesn't tell
+    if before.owns_memory and not event.owns_memory:
+        state.shared_until = now
+        for book in state.ledger.books.values():
+            book.changed_at = now
