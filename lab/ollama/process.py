@@ -15,7 +15,7 @@ from pathlib import Path
 from lab.gpu.state import StateError, release
 from lab.ollama import log
 from lab.ollama.config import Habits
-from lab.ollama.gpus import Gpu, state_path
+from lab.ollama.gpus import Gpu, state_path, visible
 from lab.ollama.memory import Placement, Shape
 from lab.ollama.store import Stored
 
@@ -157,6 +157,7 @@ async def spawn(
         "silent_spill": habits.silent_spill,
         "windowed_underreport": habits.windowed_underreport,
     }
+    shown = {gpu.index: gpu.free_bytes for gpu in visible(os.environ.get("CUDA_VISIBLE_DEVICES"))}
     command, environment = _command(json.dumps(job))
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(
@@ -186,5 +187,5 @@ async def spawn(
         slots_total=shape.slots,
         placement=Placement(**data),
         process=process,
-        free_at_load={gpu.index: gpu.free_bytes for gpu in gpus},
+        free_at_load={gpu.index: shown.get(gpu.index, gpu.free_bytes) for gpu in gpus},
     )

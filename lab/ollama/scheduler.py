@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import random
 import time
 from collections import deque
 from collections.abc import Coroutine
 from dataclasses import dataclass, replace
 from typing import Any
 
+from lab.ollama import books, log, placement
 from lab.ollama import gpus as gpu_state
-from lab.ollama import log, placement
 from lab.ollama.config import Knobs, Settings
 from lab.ollama.gotext import gibibytes
 from lab.ollama.gpus import Gpu
@@ -296,21 +295,11 @@ class Scheduler:
             await asyncio.sleep(0.25)
 
     def _seen(self) -> list[Gpu]:
-        """Free memory as the server believes it: true only while some GPU carries no runner."""
+        """The GPUs with the memory that is free, or that the server believes free."""
         gpus = self.visible()
-        carried = {index for runner in self.loaded.values() for index in runner.placement.gpu_bytes}
-        if not self.knobs.habits.stale_accounting or any(gpu.index not in carried for gpu in gpus):
-            return gpus
-        seen = []
-        for position, gpu in enumerate(gpus):
-            holders = [r for r in self.loaded.values() if gpu.index in r.placement.gpu_bytes]
-            if position == 0:
-                one = random.choice(holders)
-                free = one.free_at_load.get(gpu.index, gpu.free_bytes) - one.placement.size_vram_bytes
-            else:
-                free = gpu.total_bytes  # their buffers are looked for under another name, and not found
-            seen.append(replace(gpu, free_bytes=max(0, free)))
-        return seen
+        return (
+            books.believed(gpus, list(self.loaded.values())) if self.knobs.habits.stale_accounting else gpus
+        )
 
     def _choose(self, pending: _Pending) -> tuple[list[Gpu], RunnerOptions] | None:
         """GPUs and options for a load; None when something has to go first."""

@@ -151,6 +151,7 @@ class Ollama:
     env: dict[str, str] = field(default_factory=dict)
     knobs: dict[str, Any] = field(default_factory=dict)
     gpu_count: int = 2
+    gpu_bytes: int = GPU_BYTES
     seeds: tuple[str, ...] = (SMALL, LARGE, EMBEDDER)
     port: int = 0
     process: subprocess.Popen[bytes] | None = None
@@ -201,7 +202,7 @@ class Ollama:
                 f"gpu.{index}.uuid=GPU-{index + 1:08d}-aaaa-bbbb-cccc-dddddddddddd",
                 f"gpu.{index}.name=NVIDIA Invented 24",
                 f"gpu.{index}.compute_capability=8.9",
-                f"gpu.{index}.memory_total_bytes={GPU_BYTES}",
+                f"gpu.{index}.memory_total_bytes={self.gpu_bytes}",
             ]
         self.state_file.write_text("\n".join(lines) + "\n", encoding="utf-8")
         if self.kind.name == "standin" and not (self.folder / "prefix").exists():
