@@ -69,8 +69,8 @@ class HandoverWorld(World):
 
     def check_forward(self, command: c.Forward) -> None:
         blob = MODELS[self.open[command.request]].blob
-        if (command.instance, blob) in self.unloading:
-            assert self.owners["unload", command.instance, blob] not in self.cores, "it is being unloaded"
+        leaving = {key for core in self.cores for key in core.holdings().leaving}
+        assert (command.instance, blob) not in leaving, "it is being unloaded"
         super().check_forward(command)
 
     @rule()
