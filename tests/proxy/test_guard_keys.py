@@ -1,0 +1,193 @@
+"""The keys file while the proxy runs: changes count, a broken file changes nothing, guessing is slow."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+
+import pytest
+import yaml
+from drover_proxy.guard.keys import hash_of
+
+from tests.proxy.rig import KEYS, SMALL
+from tests.support import eventually
+
+
+@pytest.fixture
+def fresh(make_rig):
+    """A running rig of the test's own."""
+    return make_rig().start()
+
+
+def status(rig, key, path="/api/tags"):
+    """Ask with a key."""
+    with rig.http(key) as http:
+        return http.get(path).status_code
+
+
+def entry(name, key, **more):
+    """Return an entry of the keys file."""
+    return {"name": name, "sha256": hash_of(key), **more}
+
+
+def metric(rig, name):
+    """Return a metric's value, by its name with its labels."""
+    lines = rig.admin("/metrics").text.splitlines()
+    return next((float(line.split()[-1]) for line in lines if line.startswith(f"{name} ")), None)
+
+
+def test_a_change_counts_without_a_signal(fresh):
+    """A key that is added is let in, one that is taken out is not, within seconds and on open connections."""
+    with fresh.http("drv_late") as http:
+        assert http.get("/api/tags").status_code == 401
+        fresh.write_keys(late=entry("late", "drv_late"))
+        eventually(lambda: http.get("/api/tags").status_code == 200)
+        fresh.write_keys()
+        eventually(lambda: http.get("/api/tags").status_code == 401)
+    assert not fresh.lines("reloaded")
+    assert fresh.proxy.poll() is None
+
+
+def test_a_broken_file_keeps_the_last_good_one(fresh):
+    """The log names the line, never what stands there; the metric says so until the file is whole again."""
+    good = fresh.keys_file.read_text()
+    fresh.keys_file.write_text(good + "- {name: x, sha256: drv_pasted-by-mistake}\n")
+    failed = eventually(lambda: fresh.lines("keys_reload_failed"))
+
+    assert status(fresh, "use") == 200
+    assert metric(fresh, "drover_keys_last_reload_successful") == 0
+    assert "line" in failed[0]["problems"][0]
+    assert "sha256" in failed[0]["problems"][0]
+    assert "drv_pasted" not in fresh.log.read_text()
+    fresh.keys_file.unlink()
+    eventually(lambda: len(fresh.lines("keys_reload_failed")) == 2)
+    assert status(fresh, "use") == 200
+    fresh.keys_file.write_text(good)
+    eventually(lambda: metric(fresh, "drover_keys_last_reload_successful") == 1)
+    assert len(fresh.lines("keys_reload_failed")) == 2, "a file that stays broken is told of once"
+
+
+def test_an_answer_in_flight_outlives_its_key(make_rig):
+    """A stream that was let in goes on to its end; the next request of the same key is refused."""
+    rig = make_rig(knobs={"answer_tokens": 400, "tokens_per_second": 100.0})
+    rig.write_keys(late=entry("late", "drv_late"))
+    rig.start()
+    with (
+        rig.http("drv_late") as http,
+        http.stream("POST", "/api/generate", json={"model": SMALL, "prompt": "x"}) as answer,
+    ):
+        lines = answer.iter_lines()
+        next(lines)
+        rig.write_keys()
+        eventually(lambda: rig.lines("keys_reloaded"))
+        assert '"done":true' in list(lines)[-1]
+        assert http.get("/api/tags").status_code == 401
+
+
+def raw_answer(port, path, shown, number):
+    """Ask with a key, from an address of its own; return the answer without what differs by time."""
+    line = f"Authorization: Bearer {shown}\r\n" if shown else ""
+    source = (f"127.0.7.{number}", 0)  # tries from one address would slow each other down
+    with socket.create_connection(("127.0.0.1", port), timeout=20, source_address=source) as client:
+        client.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{line}\r\n".encode())
+        answer = b"".join(iter(lambda: client.recv(65536), b""))
+    head, _, body = answer.partition(b"\r\n\r\n")
+    fields = head.split(b"\r\n")
+    return tuple(f for f in fields if not f.lower().startswith((b"date:", b"x-request-id:"))), body
+
+
+def test_kinds_of_strangers_are_told_the_same(fresh):
+    """Unknown, expired, revoked and no key: every byte but the date is the same, in the dialect's words."""
+    old = entry("old", "drv_old", expires="2020-01-01")
+    fresh.write_keys(old=old, left=entry("left", "drv_left"))
+    eventually(lambda: status(fresh, "drv_left") == 200)
+    fresh.write_keys(old=old)
+    eventually(lambda: len(fresh.lines("keys_reloaded")) == 2)
+    number = 0
+    for path in ("/api/tags", "/v1/models", "/v1/messages", "/no/such/path"):
+        told = set()
+        for shown in ("drv_unknown", "drv_old", "drv_left", None):
+            number += 1
+            told.add(raw_answer(fresh.port, path, shown, number))
+        assert len(told) == 1, told
+        fields, body = told.pop()
+        assert fields[0].startswith(b"HTTP/1.1 401 ")
+        assert any(field.lower().startswith(b"www-authenticate: bearer") for field in fields)
+        assert isinstance(yaml.safe_load(body)["error"], dict if path.startswith("/v1/") else str)
+
+
+def test_guessing_is_slowed_and_right_keys_are_not(fresh):
+    """Some wrong tries are answered at once, more of them later and later; the right key never waits."""
+    times = []
+    with fresh.http("drv_guess") as guesser:
+        for _ in range(8):
+            began = time.monotonic()
+            assert guesser.get("/api/tags").status_code == 401
+            times.append(time.monotonic() - began)
+    began = time.monotonic()
+    assert status(fresh, "use") == 200
+    right = time.monotonic() - began
+
+    assert max(times[:4]) < 0.4
+    assert times[-1] > 0.9
+    assert right < 0.9
+    assert metric(fresh, "drover_slowed_answers_total") >= 2
+    assert metric(fresh, 'drover_kept_out_total{reason="key_unknown"}') == 8
+
+
+def test_nobody_who_asks_without_a_key_is_slowed(fresh):
+    """Health checks come without one, and are answered at once however often."""
+    began = time.monotonic()
+    with fresh.http(None) as http:
+        assert {http.get("/api/version").status_code for _ in range(40)} == {401}
+    assert time.monotonic() - began < 3
+    assert metric(fresh, "drover_slowed_answers_total") == 0
+
+
+def test_guessers_hold_nothing(fresh):
+    """Many at once wait in bounded number; those who leave are forgotten at once, and so are their places."""
+
+    def guess():
+        with socket.create_connection(("127.0.0.1", fresh.port), timeout=20) as client:
+            client.sendall(b"GET /api/tags HTTP/1.1\r\nHost: x\r\nx-api-key: drv_guess\r\n\r\n")
+            client.settimeout(0.3)
+            try:
+                client.recv(1)
+            except TimeoutError:
+                return True  # it leaves without its answer
+        return False
+
+    with fresh.http("drv_guess") as http:
+        for _ in range(7):
+            http.get("/api/tags")
+    waited = []
+    threads = [threading.Thread(target=lambda: waited.append(guess())) for _ in range(60)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+
+    assert len(waited) == 60
+    assert 0 < sum(waited) < 60
+    eventually(lambda: metric(fresh, "drover_slowed_answers_waiting") == 0, timeout=3)
+    eventually(lambda: metric(fresh, "drover_connections") <= 2)
+    assert status(fresh, "use") == 200
+    assert not fresh.lines("internal_error")
+
+
+def test_keys_by_command_count_at_once(fresh):
+    """What the command writes while the proxy runs is let in and out; the raw key is nowhere in the log."""
+    import subprocess
+    import sys
+
+    def keys(*words, **more):
+        command = [sys.executable, "-m", "drover_proxy", "keys", *words, "--file", str(fresh.keys_file)]
+        return subprocess.run(command, capture_output=True, text=True, check=True, **more).stdout.strip()
+
+    key = keys("add", "new", "--scope", "use", "--model", "llama*")
+    eventually(lambda: status(fresh, key) == 200)
+    keys("revoke", "new")
+    eventually(lambda: status(fresh, key) == 401)
+    assert key not in fresh.log.read_text()
+    assert KEYS["use"] not in fresh.log.read_text()
