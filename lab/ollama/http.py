@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from lab.ollama import log
+from lab.ollama.packed import unpack
 
 HEAD_LIMIT_BYTES = 1 << 20
 HIGH_WATER_BYTES = 4 << 20
@@ -59,8 +60,11 @@ class Request:
         return self.connection.gone
 
     async def body(self) -> bytes:
-        """The whole body."""
-        return b"".join([piece async for piece in self.pieces()])
+        """The whole body, unpacked where Ollama unpacks it."""
+        body = b"".join([piece async for piece in self.pieces()])
+        if body and self.path.startswith("/v1/") and self.headers.get("content-encoding") == "zstd":
+            return unpack(body)
+        return body
 
     async def pieces(self) -> AsyncIterator[bytes]:
         """The body as it arrives."""

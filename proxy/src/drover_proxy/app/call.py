@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
 from drover_proxy.dialect.body import Asked, BodyProblem
-from drover_proxy.dialect.errors import error_body, error_headers
+from drover_proxy.dialect.errors import Headers, error_body, error_headers
 from drover_proxy.dialect.routes import UNKNOWN, Dialect, Route
 from drover_proxy.dialect.watches import StreamWatch
 from drover_proxy.guard.keys import NOBODY
@@ -38,6 +38,7 @@ class Call:
         "load_seconds",
         "model",
         "on_finished",
+        "packed",
         "parts",
         "queue_seconds",
         "queued",
@@ -62,6 +63,8 @@ class Call:
         self.load_seconds = 0.0
         self.first_byte_seconds = 0.0
         self.code = ""
+        self.packed = False
+        """The body came compressed."""
         self.on_finished: Callable[[], None] | None = None
         self.task: asyncio.Task[None] | None = None
         self.watch: StreamWatch | None = None
@@ -106,7 +109,14 @@ class Call:
         """Answer that nobody is there to serve it."""
         self.fail(503, "no_instance", "no Ollama instance of this host answers at the moment", retry_after=5)
 
-    def send(self, instance: Instance, *, target: bytes | None = None, body: bytes | None = None) -> None:
+    def send(
+        self,
+        instance: Instance,
+        *,
+        target: bytes | None = None,
+        body: bytes | None = None,
+        fields: Headers | None = None,
+    ) -> None:
         """Forward to an instance; the answer says which one it was."""
         self.instance = instance
         headers = [(b"x-drover-instance", instance.name.encode())]
@@ -117,6 +127,7 @@ class Call:
             instance.upstream,
             target=target or self.ex.path,
             body=body,
+            headers=fields,
             extra_response_headers=headers,
             watch=self.watch,
         )

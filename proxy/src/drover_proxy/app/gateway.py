@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from drover_proxy.app import inference, listing, management
 from drover_proxy.app.call import Call
 from drover_proxy.core.events import ForwardFailed, HeadersSent, Outcome, RequestCancelled, RequestFinished
+from drover_proxy.dialect import encoding
 from drover_proxy.dialect.body import BodyProblem
 from drover_proxy.dialect.errors import error_body, error_headers
 from drover_proxy.dialect.routes import Kind, dialect_of, match
@@ -71,12 +72,8 @@ class Gateway:
         elif route.kind is not Kind.ROOT and not call.caller.may(route.scope):
             message = f"this key has no scope {route.scope!r}, which {route.name} needs"
             call.fail(403, "scope_missing", message)
-        elif route.has_body and not route.streams and _is_encoded(ex):
-            message = "bodies must come without Content-Encoding: the proxy has to read the model's name"
-            call.fail(415, "content_encoding", message)
-        elif route.has_body and not route.streams and _length(ex) > self._parts.config.limits.body_bytes:
-            limit = self._parts.config.limits.body_bytes
-            call.fail(413, "body_too_long", f"a body of more than {limit} bytes (limits.body_bytes)")
+        elif route.has_body and not route.streams and (named := encoding.coding(ex.headers)):
+            return _packed(call, named)
         elif route.streams:
             return BodyPlan.STREAM
         elif route.has_body:
@@ -202,12 +199,12 @@ class Gateway:
         )
 
 
-def _length(ex: Exchange) -> int:
-    """Return the length that the head announces; what comes without one is measured by the wire."""
-    value = ex.header(b"content-length")
-    return int(value) if value is not None and value.isdigit() else 0
-
-
-def _is_encoded(ex: Exchange) -> bool:
-    encoding = ex.header(b"content-encoding")
-    return encoding is not None and encoding.strip().lower() not in {b"", b"identity"}
+def _packed(call: Call, named: bytes) -> BodyPlan:
+    """Take a compressed body where the route's server takes it too."""
+    try:
+        encoding.check(call.route, named)
+    except BodyProblem as problem:
+        call.fail_body(problem)
+        return BodyPlan.NONE
+    call.packed = True
+    return BodyPlan.BUFFER

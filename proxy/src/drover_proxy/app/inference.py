@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ import msgspec
 from drover_proxy.app.call import Call
 from drover_proxy.core.commands import Forward, Reject
 from drover_proxy.core.events import Needs, RequestArrived
+from drover_proxy.dialect import encoding
 from drover_proxy.dialect.body import Asked, read
 from drover_proxy.dialect.watches import StreamWatch
 from drover_proxy.drivers.ollama import OllamaError
@@ -22,7 +24,20 @@ if TYPE_CHECKING:
 
 def infer(call: Call) -> None:
     """Take an inference request whose body is here."""
-    asked = read(call.route, call.ex.body)
+    if call.packed:
+        call.later(_unpack(call))
+    else:
+        _take(call, read(call.route, call.ex.body))
+
+
+async def _unpack(call: Call) -> None:
+    """Read a compressed body, whose unpacking mustn't hold up the streams of others."""
+    plain = await asyncio.to_thread(encoding.decode, call.ex.body)
+    if not call.ex.over:
+        _take(call, read(call.route, plain))
+
+
+def _take(call: Call, asked: Asked) -> None:
     call.asked = asked
     catalogue = call.parts.catalogue
     target = catalogue.target(asked.model)
@@ -123,10 +138,13 @@ class Queued:
         asked, instance = call.asked, call.instance
         assert asked is not None
         assert instance is not None
-        body = asked.render(model, options)
+        body, fields = asked.render(model, options), None
+        if call.packed:
+            changed = body is not asked.source
+            body, fields = encoding.outgoing(call.ex.headers, call.ex.body, body, changed=changed)
         shape = call.route.shape
         call.watch = StreamWatch(shape) if asked.stream and shape else None
-        call.send(instance, body=body)
+        call.send(instance, body=body, fields=fields)
 
     def reject(self, command: Reject) -> None:
         """Answer with the core's error."""

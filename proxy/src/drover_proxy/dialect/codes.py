@@ -13,7 +13,7 @@ CODES: dict[str, tuple[str, str]] = {
     "method_not_allowed": ("405", "The path is known, the method isn't; see `Allow`."),
     "model_in_use": ("409", "The model can't be unloaded, so nothing was changed on the disk."),
     "body_too_long": ("413", "A body of more than `limits.body_bytes`."),
-    "content_encoding": ("415", "A compressed body: the model's name could not be read."),
+    "content_encoding": ("415", "A compressed body other than zstd under /v1."),
     "invalid_body": ("400", "No JSON object, or a field of the wrong type."),
     "ambiguous_body": ("400", "A field stands there in two spellings, such as `model` and `Model`."),
     "model_required": ("400", "The body names no model."),
