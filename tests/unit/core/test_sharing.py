@@ -61,7 +61,7 @@ def test_one_process_at_a_time_makes_room():
     assert kinds(desk.arrive(1, "small")) == ["Wait"]
     assert kinds(desk.tick(5)) == []
     desk.memory()
-    assert kinds(desk.send(e.SiblingsObserved())) == []
+    assert kinds(desk.send(e.SiblingsObserved(changes=2))) == []
     desk.later(0.5)
     assert kinds(desk.memory()) == []  # the memory is known, but not what is loaded there now
     assert kinds(desk.send(e.RunnersObserved("g0", ()))) == ["Load"]
@@ -85,12 +85,23 @@ def test_what_a_sibling_unloads_gets_nothing():
     assert kinds(desk.arrive(1, "small")) == ["Wait"]
     assert kinds(desk.tick(10)) == []
 
-    desk.send(e.SiblingsObserved())
+    desk.send(e.SiblingsObserved(unloads={SMALL: 1}, changes=2))
     stale = desk.send(e.RunnersObserved("g0", (desk.seen("small"),), desk.now - 1))
     assert kinds(stale) == []
     desk.memory()
     answer = desk.send(e.RunnersObserved("g0", ()))
     assert kinds(answer) == []  # NVML has to say that its memory is back
+    assert kinds(desk.memory()) == ["Load"]
+
+
+def test_an_unload_between_two_events_is_noticed():
+    """A sibling that has begun and ended an unload meanwhile: the runner is believed in when seen again."""
+    desk = desk_with("small")
+    desk.send(e.SiblingsObserved(unloads={SMALL: 1}, changes=2))
+
+    assert kinds(desk.arrive(1, "small")) == ["Wait"]
+    assert kinds(desk.tick(5)) == []
+    assert kinds(desk.listed("g0")) == []
     assert kinds(desk.memory()) == ["Load"]
 
 
@@ -108,13 +119,14 @@ def test_a_runner_that_stayed_after_all_serves_again():
 
 def test_elders_go_first():
     """A slot is left to an elder's waiting request, not to a younger one's; so is the memory."""
-    elder = Holdings({}, (), ("blob-small",), memory=False, wishes=True)
+    elder = Holdings({}, (), {}, 0, ("blob-small",), memory=False, wishes=True)
     assert combined([elder], []).waits == {"blob-small"}
     assert combined([elder], []).owns_memory
     assert combined([], [elder]) == e.SiblingsObserved()
-    loading = Holdings({SMALL: 2}, (OTHER,), (), memory=True, wishes=False)
+    loading = Holdings({SMALL: 2}, (OTHER,), {OTHER: 1}, 3, (), memory=True, wishes=False)
     told = combined([loading], [loading])
     assert (told.busy, told.leaving, told.owns_memory) == ({SMALL: 4}, {OTHER}, True)
+    assert (told.unloads, told.changes) == ({OTHER: 2}, 6)
 
     desk = desk_with("small")
     desk.send(combined([elder], []))
@@ -142,7 +154,9 @@ def test_holdings_tell_what_is_held():
     desk = desk_with("small")
     for request in range(3):
         desk.arrive(request, "small")
-    assert desk.core.holdings() == Holdings({SMALL: 2}, (), ("blob-small",), memory=False, wishes=False)
+    assert desk.core.holdings() == Holdings(
+        {SMALL: 2}, (), {}, 0, ("blob-small",), memory=False, wishes=False
+    )
     assert desk.core.snapshot()["siblings"] == {"requests": 0, "own_memory": False}
 
     desk = desk_with("small", "other", G0=8)

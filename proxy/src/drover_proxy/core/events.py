@@ -215,6 +215,10 @@ class SiblingsObserved:
     """Requests with a runner, by instance and blob."""
     leaving: frozenset[tuple[str, str]] = frozenset()
     """Runners that one of them unloads."""
+    unloads: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    """How often they have unloaded each runner: what happened since the last event shows too."""
+    changes: int = 0
+    """How often they have changed what is loaded."""
     waits: frozenset[str] = frozenset()
     """Blobs that requests of elder processes wait for."""
     owns_memory: bool = False

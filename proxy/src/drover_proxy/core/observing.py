@@ -100,7 +100,7 @@ def _adopt(state: State, key: RunnerKey, seen: RunnerSeen, now: float) -> None:
         state.file(runner)
     runner.model, runner.context, runner.slots = seen.model, seen.context, slots
     runner.seen_context = seen.context
-    runner.suspect_since = None
+    _trust(state, runner, now)
     gpus = instance.gpu_uuids
     total = seen.measured_bytes or seen.size_vram_bytes + CUDA_CONTEXT_BYTES * len(gpus)
     state.ledger.keep(key, {uuid: total // len(gpus) for uuid in gpus}, now)
@@ -115,10 +115,16 @@ def _refresh(state: State, runner: Runner, seen: RunnerSeen, now: float) -> None
     if runner.state is RunnerState.FAILED:
         _adopt(state, runner.key, seen, now)
     elif runner.state in {RunnerState.READY, RunnerState.DRAINING}:
-        runner.suspect_since = None
+        _trust(state, runner, now)
         if seen.context != runner.seen_context:  # somebody reloaded it behind our back
             runner.context = runner.seen_context = seen.context
         _look_for_spill(state, runner, seen)
+
+
+def _trust(state: State, runner: Runner, now: float) -> None:
+    """A runner was seen: it can be used, unless a sibling is about to unload it."""
+    runner.taken_away = runner.key in state.siblings.leaving
+    runner.suspect_since = now if runner.taken_away else None
 
 
 def _look_for_spill(state: State, runner: Runner, seen: RunnerSeen) -> None:
@@ -185,7 +191,8 @@ def run_timers(state: State, now: float) -> None:
     """End what takes too long, and forget what is long ago."""
     for runner in tuple(state.runners.values()):
         suspicion_ends = runner.suspect_since is not None and now - runner.suspect_since >= SUSPICION_SECONDS
-        if suspicion_ends and runner.key not in state.siblings.leaving:
+        unsure = runner.taken_away and state.blind(runner.key.instance, now)
+        if suspicion_ends and not unsure and runner.key not in state.siblings.leaving:
             runner.suspect_since = None
         if runner.deadline is None or now < runner.deadline:
             continue

@@ -18,11 +18,10 @@ from dataclasses import dataclass
 
 from drover_proxy.core.events import SiblingsObserved
 from drover_proxy.core.loading import served
-from drover_proxy.core.state import State
+from drover_proxy.core.state import CHANGING, State
 from drover_proxy.core.transitions import RunnerState
 
 GOING = frozenset({RunnerState.DRAINING, RunnerState.UNLOADING})
-MAKING_ROOM = frozenset({RunnerState.LOADING, RunnerState.UNLOADING})
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +32,10 @@ class Holdings:
     """Requests with a runner."""
     leaving: tuple[tuple[str, str], ...]
     """Runners that it unloads, or drains to unload them."""
+    unloads: Mapping[tuple[str, str], int]
+    """How often it has begun to unload each."""
+    changes: int
+    """How often it has begun or ended a load or an unload."""
     waits: tuple[str, ...]
     """Blobs that somebody waits for."""
     memory: bool
@@ -48,8 +51,10 @@ def holdings(state: State) -> Holdings:
     return Holdings(
         busy={runner.key: len(runner.active) for runner in runners if runner.active},
         leaving=tuple(runner.key for runner in runners if runner.state in GOING),
+        unloads={key: count for key, count in state.unloads.items()},  # noqa: C416 - a type of plain tuples
+        changes=state.changes,
         waits=waits,
-        memory=bool(state.plans) or any(runner.state in MAKING_ROOM for runner in runners),
+        memory=bool(state.plans) or any(runner.state in CHANGING for runner in runners),
         wishes=any(not served(state, state.models[model]) for model in state.waiting),
     )
 
@@ -57,16 +62,23 @@ def holdings(state: State) -> Holdings:
 def combined(elders: Iterable[Holdings], younger: Iterable[Holdings]) -> SiblingsObserved:
     """Make one event of what all other processes hold; those that began before us go first."""
     elders, younger = tuple(elders), tuple(younger)
-    busy: dict[tuple[str, str], int] = {}
-    for one in elders + younger:
-        for key, count in one.busy.items():
-            busy[key] = busy.get(key, 0) + count
+    everybody = elders + younger
     return SiblingsObserved(
-        busy=busy,
-        leaving=frozenset(key for one in elders + younger for key in one.leaving),
+        busy=_sum(one.busy for one in everybody),
+        leaving=frozenset(key for one in everybody for key in one.leaving),
+        unloads=_sum(one.unloads for one in everybody),
+        changes=sum(one.changes for one in everybody),
         waits=frozenset(blob for one in elders for blob in one.waits),
-        owns_memory=any(one.memory for one in elders + younger) or any(one.wishes for one in elders),
+        owns_memory=any(one.memory for one in everybody) or any(one.wishes for one in elders),
     )
+
+
+def _sum(counts: Iterable[Mapping[tuple[str, str], int]]) -> dict[tuple[str, str], int]:
+    total: dict[tuple[str, str], int] = {}
+    for one in counts:
+        for key, count in one.items():
+            total[key] = total.get(key, 0) + count
+    return total
 
 
 def observed(state: State, event: SiblingsObserved, now: float) -> None:
@@ -78,12 +90,11 @@ def observed(state: State, event: SiblingsObserved, now: float) -> None:
     state.siblings = event
     for runner in state.runners.values():
         runner.elsewhere = state.elsewhere(runner.key)
-        if runner.key in event.leaving:
-            runner.suspect_since = now
+        again = event.unloads.get(runner.key) != before.unloads.get(runner.key)
+        if again or runner.key in event.leaving | before.leaving:
             runner.taken_away = True
-        elif runner.key in before.leaving:
             runner.suspect_since = runner.changed_at = now  # a list that was read before doesn't tell
-    if before.owns_memory and not event.owns_memory:
+    if event.changes != before.changes:
         state.shared_until = now
         for book in state.ledger.books.values():
             book.changed_at = now

@@ -27,6 +27,7 @@ from drover_proxy.vram import ModelInfo
 STRAY = "name:"
 """Blob of a runner whose model nobody has told us of, followed by its name."""
 ALL_SLOTS = 1 << 16
+CHANGING = frozenset({RunnerState.LOADING, RunnerState.UNLOADING})
 LIVE = frozenset({RunnerState.READY, RunnerState.DRAINING, RunnerState.UNLOADING})
 """States in which a runner holds memory that the ledger books as its own."""
 
@@ -174,6 +175,9 @@ class State:
         self.shared_until = NEVER
         """When a sibling last stopped to load: what was seen of instances before doesn't count."""
         self.observed_at: dict[str, float] = {}
+        self.unloads: dict[RunnerKey, int] = {}
+        self.changes = 0
+        """Loads and unloads begun or ended, for siblings."""
         self.draining = False
         self.drained_told = False
         self.service_seconds: dict[str, Timing] = {}
@@ -235,11 +239,13 @@ class State:
         runner.changed_at = now
         runner.deadline = runner.drained_for = None
         key = runner.key
+        self.changes += before in CHANGING or after in CHANGING
         self.leaving.discard(key)
         if after is RunnerState.DRAINING:
             self.leaving.add(key)
         elif after is RunnerState.UNLOADING:
             runner.deadline = now + self.config.loads.unload_timeout_seconds
+            self.unloads[key] = self.unloads.get(key, 0) + 1
             self.ledger.expect(key)
         elif after is RunnerState.READY:
             if before is RunnerState.UNLOADING:
