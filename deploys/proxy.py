@@ -51,7 +51,7 @@ def preflight(ctx: Context) -> None:
         raise SkipLayerError
     if not values["proxy_keys"] and not values["proxy_open"]:
         ctx.refuse(
-            "nobody could come in: proxy_keys is empty. Next: drover-proxy keys new, or set proxy_open: true "
+            "nobody could come in: proxy_keys is empty. Next: drover-proxy keys add, or set proxy_open: true "
             "to let everybody in"
         )
     ctx.notes["instances"] = planned(ctx)
@@ -118,7 +118,10 @@ def configure(ctx: Context) -> None:
     if values["proxy_open"]:
         operations.absent(name="Have no keys", path=KEYS)
     else:
-        operations.secret_file(name="Place the keys", dest=KEYS, content=ctx.render("keys.yaml.j2"))
+        # The proxy reads it itself and follows its changes: nothing is restarted for a key.
+        operations.secret_file(
+            name="Place the keys", dest=KEYS, content=ctx.render("keys.yaml.j2"), mode="0640", group=USER
+        )
     if values["proxy_tls_cert"]:
         operations.place(
             name="Place the certificate", dest=f"{TLS}/cert.pem", content=values["proxy_tls_cert"]
@@ -133,6 +136,14 @@ def configure(ctx: Context) -> None:
     else:
         operations.absent(name="Have no certificate", path=f"{TLS}/cert.pem")
         operations.absent(name="Have no certificate's key", path=f"{TLS}/key.pem")
+    if values["proxy_tls_client_ca"]:
+        operations.place(
+            name="Place the authority of client certificates",
+            dest=f"{TLS}/client-ca.pem",
+            content=values["proxy_tls_client_ca"],
+        )
+    else:
+        operations.absent(name="Have no authority of client certificates", path=f"{TLS}/client-ca.pem")
     config(name="Place the settings, checked", ctx=ctx)
     operations.place(
         name="Place the socket", dest=f"{UNITS}/{SOCKET}", content=ctx.render("drover-proxy.socket.j2")
@@ -222,6 +233,10 @@ def door_probe(values: Any) -> str:
         name, _, port = first.rpartition(":")
         local = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(name, name)  # noqa: S104 - asked, not bound
         where = f"{scheme}://{local}:{port}"
+    if values["proxy_tls_client_ca"]:
+        # The deploy has no client certificate: to be asked for one is the door's answer.
+        asked = "certificate required|handshake failure"
+        return f"curl -sS -k -m 10 {where}/api/version 2>&1 | grep -Eqi '{asked}'"
     return (
         f"curl -sS -k -m 10 -o /dev/null -w '%{{http_code}}' {where}/api/version | grep -Eqx '200|{expected}'"
     )

@@ -11,6 +11,8 @@ from drover.checks import Finding
 from drover.serving_rules import serving_checks
 
 DIGEST = re.compile("[0-9a-f]{64}")
+SSH_KEY = re.compile(r"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAA[A-Za-z0-9+/]{44}( .*)?")
+CERTIFICATE = re.compile(r"sha256:([0-9a-fA-F]{2}:?){32}|(cn|dns|uri|email):[^*]+")
 
 
 def cross_checks(merged: Mapping[str, Any]) -> Iterator[Finding]:
@@ -97,17 +99,31 @@ def _models(merged: Mapping[str, Any]) -> Iterator[Finding]:
             yield Finding(f"{path}.priority", "a number from -100 to 100", str(entry["priority"]))
 
 
+def _key(entry: Mapping[str, Any]) -> Iterator[Finding]:
+    """Check what a caller is known by; what stands there in error may be a secret, and isn't shown."""
+    shapes = {
+        "sha256": (DIGEST, "the SHA-256 of the key, 64 hexadecimal digits in lower case"),
+        "ssh": (SSH_KEY, "an ed25519 public key: ssh-ed25519 AAAA..., as in id_ed25519.pub"),
+        "certificate": (CERTIFICATE, "sha256:DIGEST, cn:NAME, dns:NAME, uri:URI or email:ADDRESS"),
+    }
+    where = f"proxy_keys[{entry['name']}]"
+    if not any(entry.get(field) for field in shapes):
+        yield Finding(
+            where, f"one of {', '.join(shapes)}", "none of them", next_command="drover-proxy keys add"
+        )
+    for field, (shape, expected) in shapes.items():
+        if entry.get(field) and not shape.fullmatch(entry[field]):
+            command = "drover-proxy keys import-ssh" if field == "ssh" else "drover-proxy keys add"
+            yield Finding(f"{where}.{field}", expected, "something else (hidden)", next_command=command)
+
+
 def _proxy(merged: Mapping[str, Any]) -> Iterator[Finding]:
     keys = merged.get("proxy_keys") or []
     yield from _twice("proxy_keys", [entry["name"] for entry in keys])
     for entry in keys:
-        if not DIGEST.fullmatch(entry["sha256"]):
-            yield Finding(
-                f"proxy_keys[{entry['name']}].sha256",
-                "the SHA-256 of the key, 64 hexadecimal digits in lower case",
-                "something else (hidden)",
-                next_command="drover-proxy keys new",
-            )
+        yield from _key(entry)
+    if merged.get("proxy_tls_client_ca") and not merged.get("proxy_tls_cert"):
+        yield Finding("proxy_tls_client_ca", "proxy_tls_cert and proxy_tls_key beside it", "neither of them")
     if bool(merged.get("proxy_tls_cert")) != bool(merged.get("proxy_tls_key")):
         yield Finding("proxy_tls_cert", "proxy_tls_cert and proxy_tls_key together", "only one of them")
     reserve, target = merged.get("proxy_reserve_mib"), merged.get("ollama_fit_target_mib")

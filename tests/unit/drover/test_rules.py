@@ -78,6 +78,32 @@ def test_a_key_in_place_of_its_hash_is_refused_and_not_shown():
     assert "canary" not in found
 
 
+@pytest.mark.parametrize(
+    ("entry", "problem"),
+    [
+        ({"ssh": f"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAA{'I' * 44} ann@laptop"}, None),
+        ({"certificate": "cn:ann"}, None),
+        ({"certificate": f"sha256:{'AB:' * 31}AB"}, None),
+        ({}, "proxy_keys[k]: expected one of sha256, ssh, certificate"),
+        ({"ssh": "ssh-rsa AAAAB3Nza canary"}, "proxy_keys[k].ssh: expected an ed25519 public key"),
+        ({"ssh": "-----BEGIN OPENSSH PRIVATE KEY----- canary"}, "proxy_keys[k].ssh"),
+        ({"certificate": "ann-canary"}, "proxy_keys[k].certificate"),
+        ({"certificate": "cn:*"}, "proxy_keys[k].certificate"),
+    ],
+)
+def test_what_a_caller_is_known_by(entry, problem):
+    """A key's hash, an SSH key or a certificate; what stands there in error is never shown."""
+    found = texts(proxy_keys=[{"name": "k", **entry}])
+
+    assert len(found) == (problem is not None)
+    assert all(problem in text and "canary" not in text for text in found)
+
+
+def test_client_certificates_need_tls():
+    """Without a certificate of the door's own there is no TLS to ask for one."""
+    assert "proxy_tls_cert and proxy_tls_key" in texts(proxy_tls_client_ca="PEM")[0]
+
+
 def test_the_proxy_leaves_at_least_what_ollama_leaves():
     """A smaller reserve than Ollama's own would let it spill."""
     assert "at least ollama_fit_target_mib" in texts(proxy_reserve_mib=100)[0]

@@ -150,11 +150,33 @@ def test_the_proxy_takes_its_keys():
     keys = [
         {"name": "demo", "sha256": "a" * 64, "scopes": ["use"], "models": ["*"]},
         {"name": "ci", "sha256": "b" * 64, "expires": "2099-01-31"},
+        {"name": "ann", "ssh": f"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI{'A' * 43} ann@laptop: #1"},
+        {"name": "worker", "certificate": "cn:worker 7", "scopes": ["admin"]},
     ]
     text = made("proxy", "keys.yaml.j2", proxy_keys=keys)
 
     assert yaml.safe_load(text)["keys"] == keys
-    assert {caller.name for caller in read_keys(text, "keys.yaml")} == {"demo", "ci"}
+    assert {caller.name for caller in read_keys(text, "keys.yaml")} == {"demo", "ci", "ann", "worker"}
+
+
+def test_a_changed_key_restarts_nothing():
+    """The proxy follows the file itself, so its unit doesn't watch it; it watches the certificate's files."""
+    unit = made("proxy", "drover-proxy.service.j2", proxy_keys=[])
+
+    assert "Watch=/etc/drover/keys.yaml" not in unit
+    assert "Watch=/etc/drover/tls/client-ca.pem" in unit
+    assert "LoadCredential=keys.yaml:/etc/drover/keys.yaml" in unit
+
+
+def test_client_certificates_are_asked_for():
+    """With an authority for them, the settings name it; without TLS of the door's own there is none."""
+    wanted = {"proxy_tls_cert": "PEM", "proxy_tls_key": "PEM", "proxy_tls_client_ca": "PEM"}
+    more = {"instances": INSTANCES, "models_list": []}
+
+    with_one = parse(made("proxy", "proxy.yaml.j2", **more, **wanted))
+    without = parse(made("proxy", "proxy.yaml.j2", **more, **wanted | {"proxy_tls_client_ca": ""}))
+    assert with_one.tls.client_ca == "/etc/drover/tls/client-ca.pem"
+    assert without.tls.client_ca is None
 
 
 def test_the_warm_up_names_only_the_warm_models():
