@@ -53,16 +53,11 @@ def added(rows: Rows, cell: str, key: str, ours: str, base: str) -> float | None
 def final(rows: Rows, python: str) -> dict[str, float | int | str | None]:
     """Return what the last line says: medians and ratios, null where a peer could not be had."""
     asked, chunked = f"requests/{CONNECTIONS}", f"streams/{STREAMS}"
-    counts = sorted(
-        int(cell.partition("/")[2]) for cell in rows.get("drover", {}) if cell.startswith("streams/")
-    )
-    most = f"streams/{counts[-1]}" if counts else chunked
-    failures = [
-        row["failed"] if row is not None else None
-        for cell, found in rows.get("drover", {}).items()
-        if cell.startswith("streams/")
-        for row in found
-    ]
+    ours = rows.get("drover", {})
+    many = [cell for cell in ours if cell.startswith(("streams/", "held/"))]
+    # Of the most streams, and of those the ones that were slow enough to be all open at once.
+    most = max(many, key=lambda cell: (_number(cell), cell.startswith("held")), default=chunked)
+    failures = [row["failed"] if row is not None else None for cell in many for row in ours[cell]]
     failed = None if not failures or None in failures else int(sum(f for f in failures if f is not None))
     return {
         "rps": _rounded(median(rows, "drover", asked, "rps"), 0),
@@ -76,7 +71,7 @@ def final(rows: Rows, python: str) -> dict[str, float | int | str | None]:
         "cpu_per_chunk_vs_nginx": ratio(rows, chunked, "cpu_us", "drover", "nginx"),
         "ttfb_added_p99_ms_at_1000": added(rows, chunked, "ttfb_p99_ms", "drover", "direct"),
         "bytes_per_stream": _rounded(median(rows, "drover", most, "stream_bytes"), 0),
-        "bytes_per_stream_at": counts[-1] if counts else None,
+        "bytes_per_stream_at": _number(most)[0] if many else None,
         "failed_streams": failed,
         "rss_at_rest_bytes": _rounded(median(rows, "drover", most, "rest_bytes"), 0),
         "stall_ms": _rounded(median(rows, "drover", "stall", "stall_ms"), 1),
@@ -94,10 +89,19 @@ def missed(line: Mapping[str, float | int | str | None]) -> list[str]:
     for key, bar in BARS.items():
         value = line.get(key)
         if value is None:
-            said.append(f"{key}: not measured")
+            said.append(f"bar not measured: {key}")
         elif isinstance(value, int | float) and value > bar:
-            said.append(f"{key}: {value:g}, at most {bar:g}")
+            said.append(f"bar missed: {key} is {value:g}, at most {bar:g}")
     return said
+
+
+def told(row: Row | None) -> str:
+    """Say in a few words what a measurement found, while the run goes on."""
+    if row is None:
+        return "failed"
+    units = {"cpu_us": "us", "stall_ms": "ms added", "idle_ms_per_second": "ms/s"}
+    words = next((f"{row[key]:.1f} {unit}" for key, unit in units.items() if key in row), "measured")
+    return words + (f", {row['failed']:.0f} failed" if row.get("failed") else "")
 
 
 Column = tuple[str, Callable[[Sequence[Row | None]], str]]
@@ -130,6 +134,7 @@ STREAM_COLUMNS: tuple[Column, ...] = (
     ("p99 ms", _cell("ttfb_p99_ms", 2)),
     ("gap p50 ms", _cell("gap_p50_ms", 1)),
     ("p99 ms", _cell("gap_p99_ms", 1)),
+    ("open at once", _cell("open_peak", 0)),
     ("KiB/stream", _cell("stream_bytes", 1, scale=1 / 1024)),
     ("at rest MB", _cell("rest_bytes", 1, scale=1e-6)),
     ("seconds", _cell("seconds", 1)),
@@ -142,6 +147,17 @@ STALL_COLUMNS: tuple[Column, ...] = (
     ("bodies", _cell("bodies", 0)),
     ("failed", _cell("failed", 0)),
 )
+REST_COLUMNS: tuple[Column, ...] = (
+    ("RSS MB", _cell("rest_bytes", 1, scale=1e-6)),
+    ("CPU ms/s", _cell("idle_ms_per_second", 1)),
+)
+KINDS = {
+    "requests": ("{} connection(s), a chat of about 223 bytes, a JSON answer of about 300", REQUEST_COLUMNS),
+    "streams": ("{} streams of 100 chunks, 20 ms apart", STREAM_COLUMNS),
+    "held": ("{} slow streams, all open at once", STREAM_COLUMNS),
+    "rest": ("at rest", REST_COLUMNS),
+    "stall": ("50 streams while bodies of 5 MB are posted", STALL_COLUMNS),
+}
 
 
 def tables(rows: Rows, missing: Mapping[str, str]) -> str:
@@ -149,18 +165,12 @@ def tables(rows: Rows, missing: Mapping[str, str]) -> str:
     cells: list[str] = []
     for found in rows.values():
         cells += [cell for cell in found if cell not in cells]
-    cells.sort(key=lambda cell: (("requests", "streams", "stall").index(cell.split("/")[0]), *_number(cell)))
+    cells.sort(key=lambda cell: (list(KINDS).index(cell.split("/")[0]), *_number(cell)))
     parts = []
     for cell in cells:
         kind, _, count = cell.partition("/")
-        title, columns = {
-            "requests": (
-                f"{count} connection(s), a chat of about 223 bytes, a JSON answer of about 300",
-                REQUEST_COLUMNS,
-            ),
-            "streams": (f"{count} streams at once", STREAM_COLUMNS),
-            "stall": ("50 streams while bodies of 5 MB are posted", STALL_COLUMNS),
-        }[kind]
+        title, columns = KINDS[kind]
+        title = title.format(count)
         lines = [["", *(name for name, _ in columns)]]
         lines += [
             [name, *(show(found[cell]) for _, show in columns)]

@@ -18,7 +18,8 @@ SAMPLE_SECONDS = 0.05
 """Between two looks at the resident memory."""
 PATIENCE_SECONDS = 240.0
 SPREAD_SECONDS = 1.0
-"""Streams are opened evenly over this time; each lasts two seconds, so all are open at once after it."""
+"""Streams are opened evenly over this time. Each lasts two seconds: who keeps up has all open after it."""
+REST_SECONDS = 4.0
 STALL_STREAMS, STALL_BODY_BYTES, STALL_PAUSE_SECONDS = 50, 5_000_000, 0.15
 
 Row = dict[str, float]
@@ -152,7 +153,20 @@ def streams(bench: Bench, running: Running, count: int, *, spread_seconds: float
         "gap_max_ms": found["gap_max_us"] / 1000,
         "failed": found["broken"],
         "rest_bytes": at_rest,
-        "stream_bytes": max(0, peak - at_rest) / count,
+        "open_peak": found["open_peak"],
+        "stream_bytes": max(0, peak - at_rest) / max(found["open_peak"], 1),
+    }
+
+
+def rest(bench: Bench, running: Running) -> Row:  # noqa: ARG001 - as the other measurements
+    """Watch it while nobody asks for anything."""
+    before, began = _cpu(running.child), time.monotonic()
+    time.sleep(REST_SECONDS)
+    cpu = used(before, _cpu(running.child))
+    return {
+        "rest_bytes": running.child.rss_bytes(),
+        "idle_ms_per_second": cpu * 1000 / (time.monotonic() - began),
+        "failed": 0,
     }
 
 

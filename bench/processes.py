@@ -165,14 +165,24 @@ def start(
 
 
 def wait_for(child: Child, ready: Callable[[], bool], seconds: float = COME_UP_SECONDS) -> None:
-    """Wait until it serves; BenchError with its last words when it doesn't."""
+    """Wait until it serves; when it doesn't, end it and raise BenchError with its last words."""
     deadline = time.monotonic() + seconds
-    while True:
-        with contextlib.suppress(OSError):
-            if ready():
-                return
-        if child.process.poll() is not None or time.monotonic() > deadline:
-            words = child.last_words()
-            child.stop()
-            raise BenchError(f"{child.name} didn't come up\n{words}")
-        time.sleep(0.05)
+    try:
+        while not _is(ready):
+            if child.process.poll() is not None or time.monotonic() > deadline:
+                break
+            time.sleep(0.05)
+        else:
+            return
+    except BaseException:
+        child.stop()
+        raise
+    child.stop()
+    raise BenchError(f"{child.name} didn't come up\n{child.last_words()}")
+
+
+def _is(ready: Callable[[], bool]) -> bool:
+    """Ask; whoever doesn't answer isn't ready."""
+    with contextlib.suppress(OSError):
+        return ready()
+    return False

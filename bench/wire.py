@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -29,6 +30,8 @@ from bench.processes import BenchError, cores
 from bench.provide import HERE, Tools, describe, provide, versions
 
 CHUNKS, GAP_SECONDS = 100, 0.02
+HELD, HELD_CHUNKS, HELD_GAP_SECONDS, HELD_SPREAD_SECONDS = 5000, 48, 0.25, 6.0
+"""Streams slow enough for one core, opened slowly enough that all are open for six seconds."""
 QUICK_NAMES = ("drover", "nginx", "go", "vllm-router")
 STREAM_PEERS_QUICK = ("drover", "nginx", "go", "direct")
 FILES = 16_384
@@ -45,10 +48,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--seconds", type=float, help="of each measurement of requests")
     parser.add_argument("--no-stall", action="store_true", help="leave out the bodies of 5 MB")
+    parser.add_argument("--held", action=argparse.BooleanOptionalAction, help=f"{HELD} slow streams; idling")
     parser.add_argument("--output", type=Path, default=HERE / "results" / "wire.json")
     options = parser.parse_args()
     quick = options.quick
-    options.partial = options.only is not None
+    if options.held is None:
+        options.held = not (quick or options.only or options.connections or options.streams)
     options.only = options.only or (list(QUICK_NAMES) if quick else list(STARTERS))
     options.connections = _given(options.connections, [64] if quick else [1, 64, 1000])
     options.streams = _given(options.streams, [1000] if quick else [100, 1000, 5000])
@@ -86,19 +91,23 @@ class Run:
         )
         self.source = start_source(tools, self.load_core, self.folder, chunks=CHUNKS, gap_seconds=GAP_SECONDS)
         stack.callback(self.source.child.stop)
+        self.stack = stack
         self.rows: dict[str, dict[str, list[measure.Row | None]]] = {}
         self.missing: dict[str, str] = {}
         self.began = time.monotonic()
 
-    def _cell(self, name: str, cell: str, work: Callable[[Running], measure.Row]) -> None:
+    def _cell(
+        self, name: str, cell: str, work: Callable[[Running], measure.Row], source: Running | None = None
+    ) -> None:
         """Measure one contestant once, in a process of its own, so that memory starts from rest."""
         if name in self.missing:
             return
         found: measure.Row | None = None
-        running = self.source
+        source = source or self.source
+        running = source
         try:
             if name != "direct":
-                running = start_contestant(name, self.tools, self.source.port, self.core, self.folder)
+                running = start_contestant(name, self.tools, source.port, self.core, self.folder)
             found = work(running)
         except BenchError as error:
             first = name not in self.rows
@@ -107,16 +116,10 @@ class Run:
                 self.missing[name] = str(error)
                 return
         finally:
-            if running is not self.source:
+            if running is not source:
                 running.child.stop()
         self.rows.setdefault(name, {}).setdefault(cell, []).append(found)
-        failed = int(found["failed"]) if found else -1
-        said = (
-            f"{found['cpu_us']:.1f} us"
-            if found and "cpu_us" in found
-            else f"{(found or {}).get('stall_ms', 0):.1f} ms"
-        )
-        words = "failed" if found is None else said + (f", {failed} failed" if failed else "")
+        words = figures.told(found)
         print(f"{time.monotonic() - self.began:6.1f} s  {name} {cell}: {words}", file=sys.stderr, flush=True)
 
     def requests(self) -> None:
@@ -146,6 +149,23 @@ class Run:
                         partial(measure.streams, self.bench, count=count),
                     )
 
+    def held(self) -> None:
+        """Hold more streams than a core could feed at 20 ms a chunk: what counts is memory, and failures."""
+        chunks, gap = HELD_CHUNKS, HELD_GAP_SECONDS
+        folder = self.folder / "held"
+        folder.mkdir()
+        slow = start_source(self.tools, self.load_core, folder, chunks=chunks, gap_seconds=gap)
+        self.stack.callback(slow.child.stop)
+        bench = replace(self.bench, chunks=chunks, gap_seconds=gap)
+        work = partial(measure.streams, bench, count=HELD, spread_seconds=HELD_SPREAD_SECONDS)
+        for name in [*self.options.only, "direct"]:
+            self._cell(name, f"held/{HELD}", work, slow)
+
+    def rest(self) -> None:
+        """Look at everybody while nothing happens."""
+        for name in self.options.only:
+            self._cell(name, "rest", partial(measure.rest, self.bench))
+
     def stall(self) -> None:
         """Measure what large bodies do to others' streams."""
         names = [name for name in ("drover", "nginx", "go") if name in self.options.only]
@@ -167,6 +187,9 @@ def main() -> int:
             run = Run(options, tools, stack)
             run.requests()
             run.streams()
+            if options.held:
+                run.held()
+                run.rest()
             if not options.no_stall:
                 run.stall()
     except BenchError as error:
@@ -180,7 +203,7 @@ def main() -> int:
     print(figures.tables(run.rows, run.missing))
     print(f"\ndrover runs on {python}; load average before the run: {load:.2f}")
     for bar in figures.missed(line):
-        print(f"bar missed: {bar}")
+        print(bar)
     _write(options, run, tools, line, load)
     print(json.dumps(line))
     return 0

@@ -190,7 +190,7 @@ static void run_requests(void) {
 
 // Streams.
 
-static int streams_left, records_wanted;
+static int streams_left, records_wanted, open_now, open_peak;
 
 static void stream_event(struct client *c, uint32_t events) {
   if (c->done) return;
@@ -199,7 +199,10 @@ static void stream_event(struct client *c, uint32_t events) {
   long long at = 0;
   int before = c->answer.records, end = take(c, &at);
   for (int i = before; at && i < c->answer.records; i++) {
-    if (i == 0) note(&firsts, &first_count, &first_room, at - c->asked);
+    if (i == 0) {
+      note(&firsts, &first_count, &first_room, at - c->asked);
+      if (++open_now > open_peak) open_peak = open_now;
+    }
     else if (i < records_wanted) note(&gaps, &gap_count, &gap_room, at - c->last);
     c->last = at;
   }
@@ -207,6 +210,7 @@ static void stream_event(struct client *c, uint32_t events) {
   bool proper = end > 0 && c->answer.status == 200 && c->answer.part == OVER && c->answer.records == records_wanted + 1 &&
                 memmem(c->answer.tail, 16, "[DONE]\n\n", 8);
   if (proper) whole++; else broken++;
+  if (c->answer.records) open_now--;
   c->done = true;
   close(c->fd);
   streams_left--;
@@ -269,6 +273,7 @@ int main(int argc, char **argv) {
   until = began + time_ns;
   if (streams) run_streams(time_ns); else run_requests();
   printf("{\"seconds\": %.4f, \"whole\": %lld, \"broken\": %lld, \"broken_warm\": %lld", (now_ns() - began) / 1e9, whole, broken, failed_warm);
+  if (streams) printf(", \"open_peak\": %d", open_peak);
   spread("first", firsts, first_count);
   spread("gap", gaps, gap_count);
   puts("}");
