@@ -89,8 +89,9 @@ def load(arguments: dict[str, str], gpus: list[Gpu]) -> Loaded:
             f"(0000:{gpu.index + 1:02x}:00.0) - {mebibytes(gpu.free_bytes)} MiB free"
         )
     forced = int(arguments.get("-ngl", "-1"))
+    inside = header if arguments.get("--mmproj") == arguments["--model"] else None
     try:
-        placement = _take(need, gpus, forced)
+        placement = _take(need, gpus, forced, _projector_bytes(inside))
     except OutOfMemoryError as error:
         fail(f"ggml_backend_cuda_buffer_type_alloc_buffer: {error}",
              "llama_model_load: error loading model: unable to allocate CUDA0 buffer",
@@ -99,8 +100,19 @@ def load(arguments: dict[str, str], gpus: list[Gpu]) -> Loaded:
     return Loaded(path, header, placement, shape.slots, shape.context)
 
 
-def _take(need: Footprint, gpus: list[Gpu], forced: int) -> Placement:
+def _projector_bytes(header: gguf.Header | None) -> int:
+    """What a projector takes that is in the model's own file."""
+    tensors = header.tensors if header is not None else ()
+    return sum(tensor.size_bytes for tensor in tensors if tensor.name.startswith(("v.", "mm.", "a.")))
+
+
+def _take(need: Footprint, gpus: list[Gpu], forced: int, projector_bytes: int) -> Placement:
+    """Take memory for as many layers as fit.
+
+    Ollama lets room be left for a projector, which is loaded last; here it is among the weights already.
+    """
     target = int(os.environ.get("LLAMA_ARG_FIT_TARGET", "1024").partition(",")[0]) << 20
+    target = max(min(target, 1 << 30), target - projector_bytes)
     if not gpus or forced == 0:
         return place(need, {}, -1, target)
     with edit(state_path()) as state:
