@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from drover_proxy.core.events import RequestId
 
 
-@dataclass(frozen=True, slots=True)
-class Forward:
+@dataclass(slots=True)
+class Forward:  # as good as frozen: see events.py
     """Send a waiting request to an instance: its runner is ready and has a free slot."""
 
     request: RequestId

@@ -41,6 +41,9 @@ DRAINING_RETRY_SECONDS = 5
 ASSUMED_SERVICE_SECONDS = 5.0
 ASSUMED_LOAD_SECONDS = 10.0
 MOST_BOUNCES = 2
+MOST_SLOTS = 1 << 30
+NO_RUNNERS: dict[str, Runner] = {}
+READY = RunnerState.READY  # as a global, it is cheap to look up
 
 
 def arrive(state: State, event: RequestArrived, now: float) -> None:
@@ -52,17 +55,18 @@ def arrive(state: State, event: RequestArrived, now: float) -> None:
     state.story.tell(now, event, request=event.request, model=event.model)
     request = Request(event.request, event.model, event.needs, event.key, now, 0)
     info = state.models.get(event.model)
-    someone_waits = event.model in state.waiting
+    if info is not None and event.model not in state.waiting and _welcome(state, request, info):
+        runner = seat_for(state, info)
+        if runner is not None:
+            state.admit_seated(request, runner, now)
+            _send(state, request, runner, now)
+            return
     state.admit(request)
     if info is None:
         message = f"model '{event.model}' not found"
         state.reject(request, now, 404, "model_not_found", message, None)
         return
     if _refused(state, request, info, now):
-        return
-    runner = None if someone_waits else seat_for(state, info)
-    if runner is not None:
-        forward(state, request, runner, now)
         return
     if state.waiting_count > state.config.queue.max_waiting:
         message = (
@@ -72,6 +76,15 @@ def arrive(state: State, event: RequestArrived, now: float) -> None:
         state.reject(request, now, 503, "queue_full", message, retry_after(state, event.model))
         return
     state.emit(Wait(request.id, len(state.waiting[event.model])))
+
+
+def _welcome(state: State, request: Request, info: ModelInfo) -> bool:
+    """Whether nothing speaks against a request but that there may be no slot for it."""
+    return (
+        not state.draining
+        and (request.needs is not Needs.GENERATE or info.generates)
+        and info.blob not in state.cooldowns
+    )
 
 
 def _refused(state: State, request: Request, info: ModelInfo, now: float) -> bool:
@@ -98,34 +111,33 @@ def refuse_cooling(state: State, request: Request, blob: str, now: float) -> Non
 def seat_for(state: State, info: ModelInfo) -> Runner | None:
     """Return the ready runner with a free slot that has the fewest requests; None if there is none."""
     best: Runner | None = None
-    for runner in state.by_blob.get(info.blob, {}).values():
-        if runner.state is not RunnerState.READY or runner.suspect_since is not None or state.must_go(runner):
+    fewest = MOST_SLOTS
+    for runner in state.by_blob.get(info.blob, NO_RUNNERS).values():
+        taken = len(runner.active)
+        if taken >= fewest or runner.state is not READY or runner.suspect_since is not None:
             continue
         spec = state.sizing.spec(info, state.instances[runner.key.instance])
-        if spec.context != runner.context or len(runner.active) + runner.elsewhere >= min(
-            spec.slots, runner.slots
-        ):
-            continue
-        if best is None or len(runner.active) < len(best.active):
-            best = runner
+        slots = min(spec.slots, runner.slots)
+        if spec.context == runner.context and taken + runner.elsewhere < slots and not state.must_go(runner):
+            best, fewest = runner, taken
     return best
 
 
 def forward(state: State, request: Request, runner: Runner, now: float) -> None:
     """Seat a request and have it sent."""
     state.seat(request, runner, now)
+    _send(state, request, runner, now)
+
+
+def _send(state: State, request: Request, runner: Runner, now: float) -> None:
     info = state.models[request.model]
     spec = state.sizing.spec(info, state.instances[runner.key.instance])
-    loading = max(0.0, runner.ready_at - max(request.arrived_at, runner.load_began_at))
-    state.emit(
-        Forward(
-            request.id,
-            runner.key.instance,
-            request.model,
-            options=spec.options,
-            waited_seconds=now - request.arrived_at,
-            load_seconds=loading if runner.ready_at > request.arrived_at else 0.0,
-        )
+    arrived_at = request.arrived_at
+    loading = 0.0
+    if runner.ready_at > arrived_at:
+        loading = max(0.0, runner.ready_at - max(arrived_at, runner.load_began_at))
+    state.out.append(
+        Forward(request.id, runner.key.instance, request.model, spec.options, now - arrived_at, loading)
     )
 
 
@@ -163,7 +175,9 @@ def finish(state: State, event: RequestFinished, now: float) -> None:
     state.story.tell(now, event.outcome, request=request.id, model=model)
     state.turn(request, RequestState.DONE, now)
     if event.outcome is Outcome.OK:
-        timing = state.service_seconds.setdefault(model, Timing(now - forwarded_at))
+        timing = state.service_seconds.get(model)
+        if timing is None:
+            timing = state.service_seconds[model] = Timing(now - forwarded_at)
         timing.add(now - forwarded_at)
 
 

@@ -60,6 +60,9 @@ HANDLERS: dict[type[object], Handler] = {
 }
 
 
+OF_REQUESTS = (events.RequestArrived, events.RequestFinished, events.RequestCancelled)
+
+
 class Scheduler:
     """Decides what is loaded, what is evicted, who waits and where a request runs."""
 
@@ -71,11 +74,11 @@ class Scheduler:
         state = self.state
         state.out = []
         state.ledger.begin(now)
-        if isinstance(event, events.HeadersSent):
-            queueing.headers_sent(state, event, now)
-        elif isinstance(event, (events.RequestArrived, events.RequestFinished, events.RequestCancelled)):
+        if isinstance(event, OF_REQUESTS):
             if self._of_request(event, now):
                 self._settle(now)
+        elif isinstance(event, events.HeadersSent):
+            queueing.headers_sent(state, event, now)
         else:
             HANDLERS[type(event)](state, event, now)
             self._settle(now)
@@ -117,21 +120,27 @@ class Scheduler:
         This is the data path: it must not cost more when many wait. What only time changes is left to Tick.
         """
         state = self.state
-        model = runner = None
-        waited = False
+        waiting = state.waiting
         if isinstance(event, events.RequestArrived):
-            model, waited = event.model, event.model in state.waiting
-        elif (request := state.requests.get(event.request)) is not None:
+            waited = event.model in waiting
+            queueing.arrive(state, event, now)
+            # The first who waits for a model may need a load.
+            return state.draining or (event.model in waiting and not waited)
+        model = runner = None
+        if (request := state.requests.get(event.request)) is not None:
             model, runner = request.model, state.runners.get(request.runner) if request.runner else None
-        HANDLERS[type(event)](state, event, now)
+        if isinstance(event, events.RequestFinished):
+            queueing.finish(state, event, now)
+        else:
+            queueing.cancel(state, event, now)
         if state.draining:
             return True
         if runner is not None:
-            queueing.serve_waiting(state, now)  # its slot, if the event has freed one
-            return runner.idle
-        waits = model in state.waiting
-        # The first who waits for a model may need a load, and the last who leaves may leave a plan behind.
-        return waits and not waited if isinstance(event, events.RequestArrived) else not waits
+            if waiting:
+                queueing.serve_waiting(state, now)  # its slot, if the event has freed one
+            return runner.idle and (bool(waiting or state.plans) or state.wants_gone(runner))
+        # The last who leaves may leave a plan behind.
+        return model not in waiting
 
     def _settle(self, now: float) -> None:
         state = self.state

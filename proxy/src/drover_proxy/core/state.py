@@ -308,6 +308,10 @@ class State:
         """Whether a runner is to be unloaded whoever needs its room."""
         return runner.spilled or runner.key.blob in self.withdrawn
 
+    def wants_gone(self, runner: Runner) -> bool:
+        """Whether something is to be done with a runner as soon as it is idle."""
+        return runner.state is not RunnerState.READY or self.must_go(runner)
+
     # Claims
 
     def resources(self, spec: RunSpec) -> tuple[str, ...]:
@@ -364,9 +368,20 @@ class State:
         self.turn(request, RequestState.REJECTED, now, f"rejected: {code}")
         self.emit(Reject(request.id, status, code, message, retry_after))
 
+    def admit_seated(self, request: Request, runner: Runner, now: float) -> None:
+        """Take in a new request straight into a free slot: it never waits."""
+        request.state = RequestState.FORWARDED
+        self._sequence += 1
+        request.sequence = self._sequence
+        self.requests[request.id] = request
+        self._sit(request, runner, now)
+
     def seat(self, request: Request, runner: Runner, now: float) -> None:
         """Take a waiting request into a free slot."""
         self.turn(request, RequestState.FORWARDED, now)
+        self._sit(request, runner, now)
+
+    def _sit(self, request: Request, runner: Runner, now: float) -> None:
         request.runner = runner.key
         request.forwarded_at = now
         runner.active.add(request.id)

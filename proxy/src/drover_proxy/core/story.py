@@ -28,26 +28,26 @@ class Entry(NamedTuple):
         return f"{self.now:.3f} {who}: {what}"
 
 
-_entry = Entry._make  # twice as fast as calling the class
+Told = tuple[float, Hashable | None, str | None, object]
+"""An entry as it is kept: plain, since several are made for every request."""
 
 
 @dataclass(slots=True)
 class Story:
     """The last entries; `of` picks those of one request or model."""
 
-    entries: deque[Entry] = field(default_factory=lambda: deque(maxlen=KEPT))
+    entries: deque[Told] = field(default_factory=lambda: deque(maxlen=KEPT))
 
     def tell(
         self, now: float, what: object, *, request: Hashable | None = None, model: str | None = None
     ) -> None:
         """Add an entry."""
-        self.entries.append(_entry((now, request, model, what)))
+        self.entries.append((now, request, model, what))
 
     def of(self, *, request: Hashable | None = None, model: str | None = None) -> tuple[Entry, ...]:
         """Return the entries that name the request or the model, oldest first."""
         return tuple(
-            entry
-            for entry in self.entries
-            if (request is not None and entry.request == request)
-            or (model is not None and entry.model == model)
+            Entry(*told)
+            for told in self.entries
+            if (request is not None and told[1] == request) or (model is not None and told[2] == model)
         )
