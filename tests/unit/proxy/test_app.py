@@ -153,7 +153,8 @@ def test_variant_names_are_model_names(model):
 def test_metrics_can_be_read_by_prometheus():
     """Counters and histograms come out as they were counted."""
     metrics = Metrics("1.2.3")
-    metrics.requests["/api/chat", 'odd"model', "200"] += 2
+    metrics.served["ollama", "/api/chat", 'odd"model', 200, "complete"] += 1
+    metrics.served["ollama", "/api/chat", 'odd"model', 200, "client_gone"] += 1
     metrics.queue_wait.observe(0.0025)
     metrics.queue_wait.observe(1e9)
     text = Exposition(metrics, lambda: iter(())).text().decode()

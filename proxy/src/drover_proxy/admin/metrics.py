@@ -71,12 +71,10 @@ class Metrics:
 
     def __init__(self, version: str) -> None:
         self.version = version
-        self.requests: Counter[tuple[str, str, str]] = Counter()
-        """By route, model, status."""
+        self.served: Counter[tuple[str, str, str, int, str]] = Counter()
+        """Requests that have ended, by dialect, route, model, status and kind of end."""
         self.errors: Counter[str] = Counter()
         """Answers that the proxy itself made an error, by X-Drover-Error."""
-        self.outcomes: Counter[tuple[str, str]] = Counter()
-        """By dialect and the wire's kind of end."""
         self.alerts: Counter[str] = Counter()
         self.loads: Counter[tuple[str, str]] = Counter()
         """By instance and outcome."""
@@ -143,10 +141,15 @@ class Exposition(Collector):
 
     def _counters(self) -> Iterator[Metric]:
         m = self._metrics
-        yield _counter("drover_requests", "Requests that ended.", ["route", "model", "status"], m.requests)
+        requests: Counter[tuple[str, str, str]] = Counter()
+        outcomes: Counter[tuple[str, str]] = Counter()
+        for (dialect, route, model, status, kind), count in m.served.items():
+            requests[route, model, str(status)] += count
+            outcomes[str.__str__(dialect), str.__str__(kind)] += count
+        yield _counter("drover_requests", "Requests that ended.", ["route", "model", "status"], requests)
         errors = {(code,): count for code, count in m.errors.items()}
         yield _counter("drover_errors", "Errors answered by the proxy itself.", ["code"], errors)
-        yield _counter("drover_outcomes", "How exchanges ended.", ["dialect", "kind"], m.outcomes)
+        yield _counter("drover_outcomes", "How exchanges ended.", ["dialect", "kind"], outcomes)
         alerts = {(code,): count for code, count in m.alerts.items()}
         yield _counter("drover_alerts", "What an operator should know of.", ["code"], alerts)
         yield _counter("drover_loads", "Loads of models.", ["instance", "outcome"], m.loads)

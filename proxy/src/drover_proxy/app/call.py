@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import re
 import time
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
@@ -19,8 +21,21 @@ if TYPE_CHECKING:
     from drover_proxy.app.parts import Parts
 
 
+BOOT = os.urandom(4).hex().encode()
+"""Begins the ids of this process' requests, so that those of another run are others."""
+ID = re.compile(rb"[A-Za-z0-9._:+/=-]{1,128}")
+"""What is taken for an id when a client sends one; anything else is replaced, lest it forge a line."""
+
 LOGGED = frozenset({401, 403, 409, 500, 502, 503, 504})
 """Rejections that an operator looks for: who was kept out, and what could not be served."""
+
+
+def request_id(ex: Exchange) -> bytes:
+    """Give the id that the client sent in X-Request-Id, or else make one."""
+    sent = ex.header(b"x-request-id")
+    if sent is not None and ID.fullmatch(sent) is not None:
+        return sent
+    return b"%b-%x" % (BOOT, ex.id)
 
 
 class Call:
@@ -34,6 +49,7 @@ class Call:
         "ex",
         "first_byte_seconds",
         "forwarded",
+        "id",
         "instance",
         "load_seconds",
         "model",
@@ -50,6 +66,8 @@ class Call:
     def __init__(self, parts: Parts, ex: Exchange, route: Route | None, dialect: Dialect) -> None:
         self.parts = parts
         self.ex = ex
+        self.id = request_id(ex)
+        """What the client or the proxy calls this request: X-Request-Id."""
         self.route = route or UNKNOWN[dialect]
         self.caller = NOBODY
         self.argument = ""
@@ -89,6 +107,7 @@ class Call:
                 "rejected",
                 status=status,
                 code=code,
+                id=self.id.decode("ascii"),
                 route=self.route.name,
                 model=self.model,
                 key=self.caller.name,
@@ -97,6 +116,7 @@ class Call:
                 why=why,
             )
         headers = error_headers(status, code, retry_after_seconds=retry_after, allow=allow)
+        headers.append((b"x-request-id", self.id))
         if self.instance is not None:
             headers.append((b"x-drover-instance", self.instance.name.encode()))
         self.ex.respond(status, headers, error_body(self.route.dialect, status, code, message))
@@ -119,22 +139,24 @@ class Call:
     ) -> None:
         """Forward to an instance; the answer says which one it was."""
         self.instance = instance
-        headers = [(b"x-drover-instance", instance.name.encode())]
+        lines = b"x-request-id: %b\r\nx-drover-instance: %b\r\n" % (self.id, instance.label)
         if self.queued:
-            headers.append((b"x-drover-queue-ms", b"%d" % round(self.queue_seconds * 1000)))
-            headers.append((b"x-drover-load-ms", b"%d" % round(self.load_seconds * 1000)))
+            lines += b"x-drover-queue-ms: %d\r\nx-drover-load-ms: %d\r\n" % (
+                self.queue_seconds * 1000,
+                self.load_seconds * 1000,
+            )
         self.ex.forward(
             instance.upstream,
             target=target or self.ex.path,
             body=body,
             headers=fields,
-            extra_response_headers=headers,
+            extra=lines,
             watch=self.watch,
         )
 
     def answer(self, body: bytes, content_type: bytes = b"application/json; charset=utf-8") -> None:
         """Answer 200 with a body of the proxy's own."""
-        self.ex.respond(200, [(b"content-type", content_type)], body)
+        self.ex.respond(200, [(b"content-type", content_type), (b"x-request-id", self.id)], body)
 
     def later(self, work: Coroutine[Any, Any, None]) -> None:
         """Go on in the background; a failure there is answered 500, and the client's leaving cancels it."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from drover_proxy.app import inference, listing, management
 from drover_proxy.app.call import Call
+from drover_proxy.app.record import Recorder
 from drover_proxy.core.events import ForwardFailed, HeadersSent, Outcome, RequestCancelled, RequestFinished
 from drover_proxy.dialect import encoding
 from drover_proxy.dialect.body import BodyProblem
@@ -38,6 +39,7 @@ class Gateway:
 
     def __init__(self, parts: Parts, metrics_page: Callable[[], bytes]) -> None:
         self._parts = parts
+        self._recorder = Recorder(parts)
         self._ready: dict[Kind, Callable[[Call], None]] = {
             Kind.INFER: inference.infer,
             Kind.INFO: listing.info,
@@ -162,41 +164,7 @@ class Gateway:
                 parts.runtime.post(RequestCancelled(ex.id))
         if call.on_finished is not None:
             call.on_finished()
-        self._count(call, outcome)
-
-    def _count(self, call: Call, outcome: WireOutcome) -> None:
-        parts = self._parts
-        metrics = parts.metrics
-        if outcome.kind is End.CLIENT_GONE and call.watch is not None and call.watch.whole(outcome.status):
-            # Clients that close at [DONE], before the last chunk, had their whole answer.
-            outcome = outcome._replace(kind=End.COMPLETE)
-        metrics.requests[call.route.name, call.model, str(outcome.status)] += 1
-        metrics.outcomes[call.route.dialect.value, outcome.kind.value] += 1
-        metrics.bytes_in += outcome.bytes_in
-        metrics.bytes_out += outcome.bytes_out
-        metrics.duration.observe(call.elapsed())
-        broken = outcome.kind in {End.UPSTREAM_BROKEN, End.IN_BAND_ERROR}
-        if not (parts.config.log.access or broken):
-            return
-        parts.log.write(
-            "warning" if broken else "info",
-            "answer_broken" if broken else "access",
-            request=call.ex.id,
-            client=call.ex.client,
-            key=call.caller.name,
-            route=call.route.name,
-            model=call.model,
-            instance=call.instance.name if call.instance else "",
-            status=outcome.status,
-            code=call.code,
-            kind=outcome.kind.value,
-            detail=outcome.detail if broken else "",
-            queue_ms=round(call.queue_seconds * 1000),
-            first_byte_ms=round(call.first_byte_seconds * 1000),
-            duration_ms=round(call.elapsed() * 1000),
-            bytes_in=outcome.bytes_in,
-            bytes_out=outcome.bytes_out,
-        )
+        self._recorder.ended(call, outcome)
 
 
 def _packed(call: Call, named: bytes) -> BodyPlan:

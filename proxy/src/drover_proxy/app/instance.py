@@ -44,6 +44,7 @@ class Instance:
     ) -> None:
         self.config = config
         self.name = config.name
+        self.label = config.name.encode("ascii")
         self.client = OllamaClient(config.name, config.url)
         self.upstream = Upstream(
             config.name, config.host, config.port, host_header=f"localhost:{config.port}".encode()

@@ -120,6 +120,7 @@ class LogConfig:
 
     level: Literal["debug", "info", "warning", "error"]
     access: bool
+    sample: float
 
 
 @dataclass(frozen=True, slots=True)

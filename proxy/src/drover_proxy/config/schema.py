@@ -294,6 +294,12 @@ LOG = {
     "access": Key(
         "flag", flag, default=False, meaning="One line for every request: never a prompt, never a key."
     ),
+    "sample": Key(
+        "number",
+        number("a share", 0, 1),
+        1.0,
+        "Share of good requests (whole, below 400) that the access log tells of; of others it always does.",
+    ),
 }
 
 TLS = {

@@ -14,8 +14,10 @@ from typing import NamedTuple
 from drover_proxy.core.events import Needs
 
 
-class Dialect(enum.Enum):
+class Dialect(str, enum.Enum):
     """Whose words an answer is in."""
+
+    __hash__ = str.__hash__  # counted once a request; Enum's own is slow
 
     OLLAMA = "ollama"
     OPENAI = "openai"

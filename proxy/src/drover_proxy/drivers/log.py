@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import sys
 import time
@@ -12,6 +13,10 @@ import msgspec
 Level = Literal["debug", "info", "warning", "error"]
 RANK: dict[str, int] = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 
+GATHER_SECONDS = 0.1
+"""How long lines of requests wait for others to be written with: a system call a line costs more than it."""
+GATHER_LINES = 1000
+
 
 class Log:
     """Writes lines of a level and above."""
@@ -19,18 +24,49 @@ class Log:
     def __init__(self, level: Level = "info", stream: TextIO | None = None) -> None:
         self.level: Level = level
         self._stream = stream if stream is not None else sys.stderr
+        self._gathered: list[str] = []
+        self._second = -1
+        self._stamp = ""
+
+    def stamp(self) -> str:
+        """Give the time as the log writes it, in UTC: 2027-01-31T12:00:00.000Z."""
+        now = time.time()
+        second = int(now)
+        if second != self._second:
+            self._second = second
+            self._stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now))
+        return f"{self._stamp}.{int((now - second) * 1000):03d}Z"
 
     def write(self, level: Level, event: str, **fields: Any) -> None:
         """Write one line: the time, the level, what happened, and fields that are cheap to search by."""
         if RANK[level] < RANK[self.level]:
             return
-        now = time.time()
-        stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + f".{int(now % 1 * 1000):03d}Z"
-        line = {"time": stamp, "level": level, "event": event}
+        line = {"time": self.stamp(), "level": level, "event": event}
         line |= {key: value for key, value in fields.items() if value not in ("", None)}
+        self._gathered.append(msgspec.json.encode(line, enc_hook=str).decode())
+        self.flush()
+
+    def gather(self, line: str) -> None:
+        """Take the line of a request, made already; it is written with others, in a moment."""
+        gathered = self._gathered
+        gathered.append(line)
+        if len(gathered) == 1:
+            try:
+                asyncio.get_running_loop().call_later(GATHER_SECONDS, self.flush)
+            except RuntimeError:  # nothing runs that could write it later
+                self.flush()
+        elif len(gathered) >= GATHER_LINES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what was gathered."""
+        if not self._gathered:
+            return
+        lines = "\n".join(self._gathered) + "\n"
+        self._gathered.clear()
         # A log that can't be written (a full disk, a closed pipe) must not stop what it tells about.
         with contextlib.suppress(OSError, ValueError):
-            self._stream.write(msgspec.json.encode(line, enc_hook=str).decode() + "\n")
+            self._stream.write(lines)
             self._stream.flush()
 
     def debug(self, event: str, **fields: Any) -> None:

@@ -32,6 +32,8 @@ class BodyPlan(enum.IntEnum):
 class Kind(str, enum.Enum):
     """How an exchange ended."""
 
+    __hash__ = str.__hash__  # counted once a request; Enum's own is slow
+
     COMPLETE = "complete"
     """The client was given a whole answer, of whatever status, by the upstream or by the proxy."""
     CLIENT_GONE = "client_gone"

@@ -202,7 +202,7 @@ class Exchange:
         target: bytes | None = None,
         body: bytes | None = None,
         headers: Fields | None = None,
-        extra_response_headers: Fields | None = None,
+        extra: bytes = b"",
         watch: Watch | None = None,
     ) -> None:
         """Send the request to an upstream and relay the answer, byte for byte, with back-pressure.
@@ -213,7 +213,7 @@ class Exchange:
             body: Replaces the body (BUFFER and NONE).
             headers: Replaces the client's fields. Either way Host is the upstream's, and hop-by-hop fields,
                 framing, Origin and credentials (Authorization, X-Api-Key) don't go through.
-            extra_response_headers: Added to the head of the answer.
+            extra: Lines for the head of the answer, each `name: value` and CRLF; made by the caller alone.
             watch: Follows the answer's body. When that isn't whole, the client's transfer is broken.
         """
         if self.state is DONE:
@@ -232,7 +232,7 @@ class Exchange:
             target=target,
             body=self.body if body is None else body,
             fields=headers,
-            extra=answers.field_lines(extra_response_headers) if extra_response_headers else b"",
+            extra=extra,
             watch=watch,
         )
         self.relay.start()
