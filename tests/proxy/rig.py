@@ -126,6 +126,7 @@ class Rig:
             "OLLAMA_HOST": f"127.0.0.1:{self.instance_ports[index]}",
             "OLLAMA_MODELS": str(self.folder / "models"),
             "OLLAMA_NUM_PARALLEL": str(self.slots),
+            "OLLAMA_MAX_LOADED_MODELS": "64",
             "OLLAMA_NOPRUNE": "1",
             "OLLAMA_NO_CLOUD": "1",
             "SIMOLLAMA_CONFIG": str(self.folder / "knobs.json"),
