@@ -116,10 +116,11 @@ def requests(bench: Bench, running: Running, connections: int, seconds: float) -
         cpu = used(before, _cpu(running.child))
     finally:
         load.close()
-    answers = max(found["whole"], 1)
+    if not found["whole"]:
+        raise BenchError(f"{running.name} answered nothing")
     return {
         "rps": found["whole"] / found["seconds"],
-        "cpu_us": cpu / answers * 1e6,
+        "cpu_us": cpu / found["whole"] * 1e6,
         "busy": cpu / found["seconds"],
         "p50_ms": found["first_p50_us"] / 1000,
         "p99_ms": found["first_p99_us"] / 1000,
@@ -142,6 +143,8 @@ def streams(bench: Bench, running: Running, count: int, *, spread_seconds: float
         peak = max(load.peak_bytes, running.child.rss_bytes())
     finally:
         load.close()
+    if not found["whole"]:
+        raise BenchError(f"{running.name} brought no stream to its end")
     return {
         "cpu_us": cpu / (count * bench.chunks) * 1e6,
         "busy": cpu / found["seconds"],

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
 import subprocess
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 TICK = os.sysconf("SC_CLK_TCK")
@@ -28,11 +29,16 @@ def cores() -> tuple[int, int]:
             f"this machine lets it use {len(allowed)}"
         )
     siblings = Path(f"/sys/devices/system/cpu/cpu{allowed[0]}/topology/thread_siblings_list")
-    shared = _listed(siblings.read_text()) if siblings.exists() else {allowed[0]}
-    return allowed[0], next((core for core in allowed[1:] if core not in shared), allowed[1])
+    shared = listed(siblings.read_text()) if siblings.exists() else {allowed[0]}
+    return allowed[0], other_core(allowed, shared)
 
 
-def _listed(text: str) -> set[int]:
+def other_core(allowed: list[int], shared: set[int]) -> int:
+    """Return the first allowed core besides the first that is none of its threads, else the second."""
+    return next((core for core in allowed[1:] if core not in shared), allowed[1])
+
+
+def listed(text: str) -> set[int]:
     """Read a list of CPUs as the kernel writes it: "0-1,4"."""
     found: set[int] = set()
     for part in text.strip().split(","):
@@ -58,7 +64,6 @@ class Child:
     process: subprocess.Popen[bytes]
     name: str
     log: Path
-    family: list[int] = field(default_factory=list)
 
     @property
     def pid(self) -> int:
@@ -109,8 +114,11 @@ class Child:
                 self.process.kill()
                 self.process.wait(5)
         deadline = time.monotonic() + 2
-        while any(Path(f"/proc/{pid}").exists() for pid in family) and time.monotonic() < deadline:
+        while not all(map(gone, family)) and time.monotonic() < deadline:
             time.sleep(0.02)
+        # What outlived it is in a process group of its own, which only its family is in.
+        if not all(map(gone, family)):
+            os.killpg(self.pid, signal.SIGKILL)
         for stream in (self.process.stdin, self.process.stdout):
             if stream:
                 stream.close()
@@ -118,6 +126,12 @@ class Child:
     def last_words(self) -> str:
         """Return the end of what it said on stderr."""
         return self.log.read_text(errors="replace")[-1500:] if self.log.exists() else ""
+
+
+def gone(pid: int) -> bool:
+    """Whether a process has ended; one that waits to be reaped by somebody has."""
+    stat = _read(f"/proc/{pid}/stat")
+    return not stat or stat.rpartition(")")[2].split()[0] == "Z"
 
 
 def cpu_of(stat: str) -> float:
@@ -160,6 +174,7 @@ def start(
             stderr=err,
             cwd=folder,
             env={**os.environ, **(environment or {})},
+            process_group=0,
         )
     return Child(process, name, log)
 

@@ -41,7 +41,7 @@ def provide(wanted: list[str]) -> Tools:
     BUILT.mkdir(parents=True, exist_ok=True)
     _packages([command for command in ("gcc", "taskset") if not shutil.which(command)], must=True)
     peers = BUILT / "peers"
-    tools = Tools(_compile("source"), _compile("load"), _python(), peers)
+    tools = Tools(compiled("source"), compiled("load"), _python(), peers)
     if "nginx" in wanted and not _nginx():
         try:
             _packages(["nginx"], must=False)
@@ -96,7 +96,7 @@ def _packages(commands: list[str], *, must: bool) -> None:
         subprocess.run(["systemctl", "disable", "--now", "nginx"], capture_output=True, check=False)
 
 
-def _compile(name: str) -> Path:
+def compiled(name: str) -> Path:
     """Compile one of the C programs, unless that was done from the same text."""
     into, folder = BUILT / name, HERE / "native"
     text = b"".join(path.read_bytes() for path in sorted(folder.glob("*.[ch]")))

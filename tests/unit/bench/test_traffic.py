@@ -1,0 +1,147 @@
+"""What goes over the wire in the benchmark, and the two C programs that send it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+
+import httptools
+import pytest
+
+from bench import measure, provide, traffic
+from bench.contestants import start_source
+from bench.processes import BenchError
+
+
+class Heard:
+    """What a parser found in a request."""
+
+    def __init__(self, raw):
+        self.headers, self.body, self.whole = {}, b"", False
+        httptools.HttpRequestParser(self).feed_data(raw)
+
+    def on_header(self, name, value):
+        self.headers[name.lower()] = value
+
+    def on_body(self, body):
+        self.body += body
+
+    def on_message_complete(self):
+        self.whole = True
+
+
+def test_small_requests_are_whole_and_of_several_lengths():
+    """Heads that never change would flatter whoever compares them with the last one."""
+    heard = [Heard(raw) for raw in traffic.small(stream=True)]
+
+    assert all(one.whole and json.loads(one.body)["stream"] is True for one in heard)
+    assert len({one.headers[b"content-length"] for one in heard}) == traffic.VARIANTS
+    assert all(180 < len(one.body) < 300 for one in heard)
+    assert heard[0].headers[b"authorization"] == b"Bearer " + traffic.KEY.encode()
+
+
+def test_a_large_request_has_its_size_in_images():
+    """What stalls others must look as clients send it: base64 in JSON."""
+    heard = Heard(traffic.large(1_000_000))
+
+    parts = json.loads(heard.body)["messages"][1]["content"]
+    assert 1_000_000 < len(heard.body) < 1_010_000
+    assert sum(part["type"] == "image_url" for part in parts) == 4
+
+
+@pytest.fixture(scope="module")
+def tools():
+    """Compile the programs."""
+    if not shutil.which("gcc"):
+        pytest.skip("gcc isn't installed: `make bench-wire` installs it")
+    provide.BUILT.mkdir(parents=True, exist_ok=True)
+    nowhere = provide.BUILT / "nowhere"
+    return provide.Tools(provide.compiled("source"), provide.compiled("load"), nowhere, nowhere)
+
+
+@pytest.fixture
+def rig(tools, tmp_path):
+    """Start an upstream with short streams, and have the load ready."""
+    core = min(os.sched_getaffinity(0))
+    source = start_source(tools, core, tmp_path, chunks=6, gap_seconds=0.02)
+    yield measure.prepare(tools, tmp_path, core, chunks=6, gap_seconds=0.02), source
+    source.child.stop()
+
+
+def test_requests_are_asked_and_counted(rig):
+    """Every answer of the upstream counts, and none is called failed."""
+    bench, source = rig
+
+    row = measure.requests(bench, source, connections=8, seconds=0.2)
+
+    assert row["failed"] == 0
+    assert row["rps"] > 100
+    assert 0 < row["cpu_us"] < 1000
+    assert row["p50_ms"] <= row["p99_ms"]
+
+
+def test_streams_are_held_and_measured(rig):
+    """All are whole, all were open at once, and the gaps are the upstream's."""
+    bench, source = rig
+
+    row = measure.streams(bench, source, 30, spread_seconds=0.02)
+
+    assert row["failed"] == 0
+    assert row["open_peak"] == 30
+    assert row["seconds"] >= 0.1
+    assert 10 < row["gap_p50_ms"] < 60
+
+
+def test_a_large_body_is_taken_and_answered(rig):
+    """The upstream reads five megabytes to their end."""
+    bench, source = rig
+    load = measure.Load(bench, "requests", source.port, 1, 100, 10, bench.large)
+    try:
+        load.go()
+        found = load.result()
+    finally:
+        load.close()
+
+    assert found["whole"] >= 1
+    assert found["broken"] == found["broken_warm"] == 0
+
+
+def test_streams_that_break_off_are_failures(rig):
+    """An upstream that dies in the middle leaves no stream that counts as whole."""
+    bench, source = rig
+    load = measure.Load(bench, "streams", source.port, 10, 0, 6, bench.streamed)
+    try:
+        load.go()
+        source.child.process.kill()
+        found = load.result()
+    finally:
+        load.close()
+
+    assert (found["whole"], found["broken"]) == (0, 10)
+
+
+def test_answers_other_than_200_are_failures(rig, tmp_path):
+    """A proxy that refuses quickly must not look fast."""
+    bench, source = rig
+    lost = [raw.replace(traffic.PATH.encode(), b"/v1/elsewhere") for raw in traffic.small(stream=False)]
+    texts = traffic.write_requests(tmp_path / "lost", lost)
+    load = measure.Load(bench, "requests", source.port, 2, 50, 0, texts)
+    try:
+        load.go()
+        found = load.result()
+    finally:
+        load.close()
+
+    assert found["whole"] == 0
+    assert found["broken"] > 0
+
+
+def test_a_load_that_nobody_serves_is_an_error(rig):
+    """A contestant that has died is told from one that is slow."""
+    bench, source = rig
+    source.child.process.kill()
+    source.child.process.wait()
+
+    with pytest.raises(BenchError, match="answered nothing"):
+        measure.requests(bench, source, connections=1, seconds=0.1)
