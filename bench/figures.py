@@ -121,6 +121,7 @@ def _cell(key: str, digits: int = 1, *, ranged: bool = False, scale: float = 1.0
 REQUEST_COLUMNS: tuple[Column, ...] = (
     ("requests/s", _cell("rps", 0)),
     ("CPU µs/request", _cell("cpu_us", 1, ranged=True)),
+    ("in the kernel %", _cell("kernel", 0, scale=100)),
     ("core busy %", _cell("busy", 0, scale=100)),
     ("p50 ms", _cell("p50_ms", 2)),
     ("p99 ms", _cell("p99_ms", 2)),
@@ -129,6 +130,7 @@ REQUEST_COLUMNS: tuple[Column, ...] = (
 )
 STREAM_COLUMNS: tuple[Column, ...] = (
     ("CPU µs/chunk", _cell("cpu_us", 2, ranged=True)),
+    ("in the kernel %", _cell("kernel", 0, scale=100)),
     ("core busy %", _cell("busy", 0, scale=100)),
     ("TTFB p50 ms", _cell("ttfb_p50_ms", 2)),
     ("p99 ms", _cell("ttfb_p99_ms", 2)),

@@ -102,18 +102,32 @@ class Load:
         self.child.stop()
 
 
-def _cpu(child: Child) -> tuple[float, dict[str, int]]:
-    return child.cpu_seconds(), child.cpu_exact()
+class Meter:
+    """The CPU time that a contestant uses from now on."""
+
+    def __init__(self, child: Child) -> None:
+        self._child = child
+        self._kernel = child.kernel_seconds()
+        self._all = child.cpu_seconds()
+        self._exact = child.cpu_exact()
+
+    def read(self) -> tuple[float, float]:
+        """Return the seconds, and the share of them that was spent in the kernel."""
+        child = self._child
+        ticked = child.cpu_seconds()
+        seconds = used((self._all, self._exact), (ticked, child.cpu_exact()))
+        kernel = child.kernel_seconds() - self._kernel
+        return seconds, min(1.0, kernel / (ticked - self._all)) if ticked > self._all else 0.0
 
 
 def requests(bench: Bench, running: Running, connections: int, seconds: float) -> Row:
     """Ask on kept connections for a while."""
     load = Load(bench, "requests", running.port, connections, round(seconds * 1000), 0, bench.small)
     try:
-        before = _cpu(running.child)
+        meter = Meter(running.child)
         load.go()
         found = load.result()
-        cpu = used(before, _cpu(running.child))
+        cpu, kernel = meter.read()
     finally:
         load.close()
     if not found["whole"]:
@@ -121,6 +135,7 @@ def requests(bench: Bench, running: Running, connections: int, seconds: float) -
     return {
         "rps": found["whole"] / found["seconds"],
         "cpu_us": cpu / found["whole"] * 1e6,
+        "kernel": kernel,
         "busy": cpu / found["seconds"],
         "p50_ms": found["first_p50_us"] / 1000,
         "p99_ms": found["first_p99_us"] / 1000,
@@ -136,10 +151,10 @@ def streams(bench: Bench, running: Running, count: int, *, spread_seconds: float
         bench, "streams", running.port, count, round(spread_seconds * 1000), bench.chunks, bench.streamed
     )
     try:
-        before = _cpu(running.child)
+        meter = Meter(running.child)
         load.go()
         found = load.result(running.child)
-        cpu = used(before, _cpu(running.child))
+        cpu, kernel = meter.read()
         peak = max(load.peak_bytes, running.child.rss_bytes())
     finally:
         load.close()
@@ -147,6 +162,7 @@ def streams(bench: Bench, running: Running, count: int, *, spread_seconds: float
         raise BenchError(f"{running.name} brought no stream to its end")
     return {
         "cpu_us": cpu / (count * bench.chunks) * 1e6,
+        "kernel": kernel,
         "busy": cpu / found["seconds"],
         "seconds": found["seconds"],
         "ttfb_p50_ms": found["first_p50_us"] / 1000,
@@ -163,9 +179,9 @@ def streams(bench: Bench, running: Running, count: int, *, spread_seconds: float
 
 def rest(bench: Bench, running: Running) -> Row:  # noqa: ARG001 - as the other measurements
     """Watch it while nobody asks for anything."""
-    before, began = _cpu(running.child), time.monotonic()
+    meter, began = Meter(running.child), time.monotonic()
     time.sleep(REST_SECONDS)
-    cpu = used(before, _cpu(running.child))
+    cpu, _ = meter.read()
     return {
         "rest_bytes": running.child.rss_bytes(),
         "idle_ms_per_second": cpu * 1000 / (time.monotonic() - began),

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 TICK = os.sysconf("SC_CLK_TCK")
+ALL, SYSTEM = (11, 12, 13, 14), (12, 14)
+"""Fields behind the name in /proc/PID/stat: utime, stime, and both of ended children."""
 COME_UP_SECONDS = 30.0
 
 
@@ -85,6 +87,10 @@ class Child:
         """Return user and system time of all its threads and descendants, those that have ended included."""
         return sum(cpu_of(stat) for pid in self.pids() if (stat := _read(f"/proc/{pid}/stat")))
 
+    def kernel_seconds(self) -> float:
+        """Return the part of `cpu_seconds` that was spent in the kernel."""
+        return sum(cpu_of(stat, SYSTEM) for pid in self.pids() if (stat := _read(f"/proc/{pid}/stat")))
+
     def cpu_exact(self) -> dict[str, int]:
         """Return nanoseconds on the CPU by living thread: more exact than the ticks above."""
         found = {}
@@ -134,10 +140,10 @@ def gone(pid: int) -> bool:
     return not stat or stat.rpartition(")")[2].split()[0] == "Z"
 
 
-def cpu_of(stat: str) -> float:
+def cpu_of(stat: str, which: tuple[int, ...] = ALL) -> float:
     """Return user and system time in seconds of a line of /proc/PID/stat, with those of ended children."""
     fields = stat.rpartition(")")[2].split()
-    return sum(int(fields[i]) for i in (11, 12, 13, 14)) / TICK
+    return sum(int(fields[i]) for i in which) / TICK
 
 
 def used(before: tuple[float, Mapping[str, int]], after: tuple[float, Mapping[str, int]]) -> float:

@@ -36,7 +36,7 @@ class Tools:
     missing: dict[str, str] = field(default_factory=dict)
 
 
-def provide(wanted: list[str]) -> Tools:
+def provide(wanted: list[str], *, profile: bool = False) -> Tools:
     """Bring everything that the wanted contestants need."""
     BUILT.mkdir(parents=True, exist_ok=True)
     _packages([command for command in ("gcc", "taskset") if not shutil.which(command)], must=True)
@@ -47,7 +47,7 @@ def provide(wanted: list[str]) -> Tools:
             _packages(["nginx"], must=False)
         except BenchError as error:
             tools.missing["nginx"] = str(error)
-    if {"go", "vllm-router", "smg", "aiohttp"} & set(wanted):
+    if profile or {"go", "vllm-router", "smg", "aiohttp"} & set(wanted):
         _peers(tools, wanted)
     return tools
 

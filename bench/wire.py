@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from pathlib import Path
 from bench import figures, measure
 from bench.contestants import INSTANCES, SLOTS, STARTERS, Running, start_contestant, start_source
 from bench.processes import BenchError, cores
+from bench.profiling import profile
 from bench.provide import HERE, Tools, describe, provide, versions
 
 CHUNKS, GAP_SECONDS = 100, 0.02
@@ -49,6 +50,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, help="of each measurement of requests")
     parser.add_argument("--no-stall", action="store_true", help="leave out the bodies of 5 MB")
     parser.add_argument("--held", action=argparse.BooleanOptionalAction, help=f"{HELD} slow streams; idling")
+    parser.add_argument("--profile", type=Path, metavar="FOLDER", help="sample drover with py-spy meanwhile")
     parser.add_argument("--output", type=Path, default=HERE / "results" / "wire.json")
     options = parser.parse_args()
     quick = options.quick
@@ -108,7 +110,8 @@ class Run:
         try:
             if name != "direct":
                 running = start_contestant(name, self.tools, source.port, self.core, self.folder)
-            found = work(running)
+            with self._profiled(name, cell, running):
+                found = work(running)
         except BenchError as error:
             first = name not in self.rows
             print(f"{name} {cell}: {error}", file=sys.stderr)
@@ -121,6 +124,15 @@ class Run:
         self.rows.setdefault(name, {}).setdefault(cell, []).append(found)
         words = figures.told(found)
         print(f"{time.monotonic() - self.began:6.1f} s  {name} {cell}: {words}", file=sys.stderr, flush=True)
+
+    def _profiled(self, name: str, cell: str, running: Running) -> AbstractContextManager[None]:
+        """Sample drover where that was asked for."""
+        folder: Path | None = self.options.profile
+        if folder is None or name != "drover":
+            return nullcontext()
+        folder.mkdir(parents=True, exist_ok=True)
+        into = folder.resolve() / f"{cell.replace('/', '-')}.folded"
+        return profile(running.child.pid, self.tools.peers / "bin" / "py-spy", self.load_core, into)
 
     def requests(self) -> None:
         """Measure requests, all contestants in turns."""
@@ -182,7 +194,7 @@ def main() -> int:
     load = os.getloadavg()[0]
     try:
         cores()
-        tools = provide(options.only)
+        tools = provide(options.only, profile=options.profile is not None)
         with ExitStack() as stack:
             run = Run(options, tools, stack)
             run.requests()
