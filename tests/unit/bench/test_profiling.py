@@ -7,7 +7,11 @@ from bench.profiling import summary
 
 def test_functions_are_summed_over_lines_and_stacks():
     """The same function at two lines is one; what a recursion passes twice counts once."""
-    folded = "main (a/app.py:3);read (a/wire.py:10) 6\nmain (a/app.py:4);read (a/wire.py:12) 2\nmain (a/app.py:4);main (a/app.py:9) 2\n"
+    folded = (
+        "main (a/app.py:3);read (a/wire.py:10) 6\n"
+        "main (a/app.py:4);read (a/wire.py:12) 2\n"
+        "main (a/app.py:4);main (a/app.py:9) 2\n"
+    )
 
     lines = summary(folded).splitlines()
 
