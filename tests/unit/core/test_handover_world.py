@@ -68,6 +68,8 @@ class HandoverWorld(World):
         return list(self.cores)
 
     def check_forward(self, command: c.Forward) -> None:
+        if command.request not in self.open:
+            return  # its client leaves at this very moment, as the next event tells
         blob = MODELS[self.open[command.request]].blob
         leaving = {key for core in self.cores for key in core.holdings().leaving}
         assert (command.instance, blob) not in leaving, "it is being unloaded"

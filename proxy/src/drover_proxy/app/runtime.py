@@ -56,6 +56,16 @@ class Loader(Protocol):
         """Begin an unload; an event reports its end."""
 
 
+class Shared(Protocol):
+    """What other processes hold during a handover, as the runtime sees it."""
+
+    def begin(self) -> Event | None:
+        """Take the lock; return what has changed with the others."""
+
+    def end(self, core: Scheduler | None) -> None:
+        """Tell the others what is held now, and give the lock back."""
+
+
 class Runtime:
     """Owns the scheduler. Everything runs on the event loop's thread."""
 
@@ -69,6 +79,8 @@ class Runtime:
         self.drained = asyncio.Event()
         self.hurry: Callable[[bool], None] = lambda _fast: None
         """Told on each tick whether memory should be looked at often."""
+        self.sharing: Shared | None = None
+        """During a handover only."""
         self.busy_loaders = 0
         """Loads and unloads under way."""
         self._events: deque[Event] = deque()
@@ -101,10 +113,15 @@ class Runtime:
         if self._handling:
             return
         self._handling = True
+        sharing = self.sharing if self.core is not None else None
         try:
+            if sharing is not None and (heard := sharing.begin()) is not None:
+                self._handle(heard)
             while self._events:
                 self._handle(self._events.popleft())
         finally:
+            if sharing is not None:
+                sharing.end(self.core)
             self._handling = False
 
     def arrive(self, event: RequestArrived, waiter: Waiter) -> None:

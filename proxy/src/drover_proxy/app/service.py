@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import resource
 import signal
 import socket
@@ -18,6 +19,7 @@ from drover_proxy.admin.state import gauges
 from drover_proxy.app.catalogue import Catalogue
 from drover_proxy.app.coreconfig import core_config, resolve_gpus
 from drover_proxy.app.gateway import Gateway
+from drover_proxy.app.handover import Handover
 from drover_proxy.app.instance import Instance
 from drover_proxy.app.memory import Memory
 from drover_proxy.app.parts import Parts
@@ -72,6 +74,8 @@ class Service:
         self._admin = Server(Admin(self._parts, self._page), Limits())
         self._parts.servers += [self._public, self._admin]
         self._tls: ssl.SSLContext | None = None
+        self._handover = Handover(self._log, runtime, self._public, self._admin)
+        self._chores: list[asyncio.Task[None]] = []
 
     def _control_client(self) -> OllamaClient | None:
         instance = self._parts.any_up()
@@ -102,6 +106,7 @@ class Service:
             instance = Instance(item, parts.runtime, parts.catalogue, parts.memory.processes)
             parts.instances[item.name] = parts.runtime.loaders[item.name] = instance
             instance.start()
+        self._handover.begin({item.name: f"{item.host}:{item.port}" for item in config.instances}, self._look)
         schedule, told = parts.spawn(self._schedule()), parts.spawn(_until(self._stopping))
         await asyncio.wait(
             {schedule, told}, timeout=GPU_PATIENCE_SECONDS, return_when=asyncio.FIRST_COMPLETED
@@ -116,13 +121,18 @@ class Service:
         places = await self._public.listen((one for one in public if one not in near), tls=self._tls)
         places += await self._public.listen(near)
         admin_places = await self._admin.listen(admin)
-        parts.spawn(parts.catalogue.keep_fresh())
-        parts.spawn(self._feed_watchdog())
-        parts.spawn(follow(lambda: self._keys, self._new_keys, self._bad_keys))
+        self._handover.serving()
+        works = (
+            parts.catalogue.keep_fresh(),
+            self._feed_watchdog(),
+            follow(lambda: self._keys, self._new_keys, self._bad_keys),
+            self._handover.watch(),
+        )
+        self._chores = [parts.spawn(work) for work in works]
         self._log.info("ready", listen=places, admin_listen=admin_places, models=len(parts.catalogue.models))
         self._notifier.ready(f"serving on {', '.join(places)}")
         await self._stopping.wait()
-        return await self._drain()
+        return await (self._leave() if self._handover.possible else self._drain())
 
     async def _schedule(self) -> None:
         """Find the GPUs, then begin to schedule; the wait may be long, and the proxy serves meanwhile."""
@@ -204,6 +214,24 @@ class Service:
         parts.metrics.reload_ok = parts.metrics.keys_ok = True
         parts.metrics.reloaded_at = time.time()
         self._log.info("reloaded", models=len(fresh.models), keys=len(ring.callers) if ring else None)
+
+    async def _look(self) -> None:
+        """Look at all instances anew."""
+        await asyncio.gather(*(instance.observe() for instance in self._parts.up()))
+
+    async def _leave(self) -> int:
+        """Let the next process come, and finish what is under way beside it."""
+        again = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, again.set)
+        loop.add_signal_handler(signal.SIGHUP, lambda: None)
+        for chore in self._chores:
+            chore.cancel()
+        cut = await self._handover.leave(self._notifier, self._parts.config.drain_seconds, again)
+        self._log.info("stopped", pid=os.getpid(), cut=cut)
+        await self._stop()
+        return 0
 
     async def _drain(self) -> int:
         parts = self._parts

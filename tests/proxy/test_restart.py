@@ -1,0 +1,250 @@
+"""`systemctl restart` under load: nothing is lost, streams finish, and two processes side by side get on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+
+import httpx
+import pytest
+
+from tests.proxy.authority import Authority, context_of
+from tests.proxy.rig import GIB, MIDDLE, OTHER, SMALL
+from tests.proxy.systemd import Systemd, Traffic
+from tests.support import eventually
+
+
+@pytest.fixture
+def make_systemd(make_rig):
+    """Start a rig's proxy as systemd does; whatever is left at the end is ended."""
+    made = []
+
+    def make(**options):
+        config, tls = options.pop("config", {}), options.pop("tls", None)
+        options["knobs"] = {"answer_tokens": 5000} | options.get("knobs", {})
+        rig = make_rig(**options)
+        rig.write_config(drain_seconds=20, **config)
+        for index in range(len(rig.gpu_bytes)):
+            rig.start_instance(index)
+        made.append(Systemd(rig, tls))
+        made[-1].start()
+        made[-1].wait_ready()
+        eventually(rig.is_ready, timeout=20, ignore=(httpx.HTTPError,))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+def generate(systemd, model, tokens):
+    """Begin a stream in a thread; returns the thread and the list that its lines come into."""
+    lines: list[dict] = []
+
+    def read():
+        with systemd.rig.http() as http:
+            body = {"model": model, "prompt": "One", "options": {"num_predict": tokens}}
+            with http.stream("POST", "/api/generate", json=body) as answer:
+                lines.extend(json.loads(line) for line in answer.iter_lines())
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    return thread, lines
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+def test_a_restart_under_load_loses_nothing(make_systemd, tmp_path, tls):
+    """Three restarts under load: every request is answered, every stream ends whole, nobody waits long."""
+    config, context = {}, None
+    if tls:
+        authority = Authority(tmp_path)
+        cert, key, _ = authority.issue("server")
+        config, context = {"tls": {"cert": str(cert), "key": str(key)}}, context_of(authority)
+    systemd = make_systemd(slots=4, config=config, tls=context, knobs={"tokens_per_second": 200})
+    traffic = Traffic(systemd.port, context)
+    systemd.load(SMALL)
+    traffic.start(streams=3, tokens=500)
+    eventually(lambda: systemd.rig.core()["in_flight"] == 3)
+    for _ in range(3):
+        assert systemd.restart() < 2, "the main process goes at once"
+        count = len(traffic.answers)
+        eventually(lambda count=count: len(traffic.answers) > count + 50)
+    traffic.stop()
+
+    assert not traffic.faults
+    assert set(traffic.streams) == {501}
+    assert max(traffic.answers) < 2
+    assert [line["cut"] for line in systemd.rig.lines("stopped")] == [0] * len(systemd.rig.lines("stopped"))
+    eventually(lambda: len(systemd.rig.lines("stopped")) == 3, timeout=25)
+    eventually(lambda: not systemd.servers())
+    eventually(lambda: len(systemd.rig.lines("taken_over")) >= 1)
+    assert sorted(path.name for path in systemd.runtime.iterdir()) == ["lock"]
+
+
+def test_slots_and_models_of_an_old_process_are_left_alone(make_systemd):
+    """The new process waits for the slot of an old stream, and doesn't evict its model."""
+    systemd = make_systemd(knobs={"tokens_per_second": 200}, models=(SMALL, MIDDLE, OTHER))
+    rig = systemd.rig
+    rig.ollama().generate(MIDDLE)
+    old, lines = generate(systemd, MIDDLE, 600)
+    eventually(lambda: rig.core()["in_flight"] == 1)
+    systemd.restart()
+    eventually(lambda: any(runner["elsewhere"] == 1 for runner in rig.core()["runners"]))
+    same, more = generate(systemd, MIDDLE, 5)
+    other, others = generate(systemd, OTHER, 5)  # of 10 GB only one of the two fits
+    eventually(lambda: rig.core()["waiting"] == 2)
+    assert rig.loaded() == {MIDDLE}
+    assert not more
+    assert not rig.lines("unload_started")
+    for thread in (old, same, other):
+        thread.join(30)
+
+    assert (len(lines), len(more), len(others)) == (601, 6, 6)
+    eventually(lambda: rig.lines("taken_over"), timeout=15)
+
+
+def test_an_old_process_finishes_loads_for_those_who_wait(make_systemd):
+    """Requests that wait for a load when the proxy is restarted get their answer; the next load waits."""
+    systemd = make_systemd(knobs={"disk_bytes_per_second": 2e9}, models=(SMALL, MIDDLE, OTHER))
+    rig = systemd.rig
+    first, lines = generate(systemd, MIDDLE, 5)
+    eventually(lambda: rig.lines("load_started"))
+    systemd.restart()
+    second, more = generate(systemd, OTHER, 5)
+    for thread in (first, second):
+        thread.join(40)
+
+    assert (len(lines), len(more)) == (6, 6)
+    order = [(line["event"], line["model"]) for line in _log(rig) if line["event"].startswith("load_")]
+    assert order == [
+        ("load_started", MIDDLE),
+        ("load_finished", MIDDLE),
+        ("load_started", OTHER),
+        ("load_finished", OTHER),
+    ]
+
+
+def _log(rig):
+    return [json.loads(line) for line in rig.log.read_text().splitlines() if line.startswith("{")]
+
+
+def test_old_processes_end_when_told_again_or_when_their_time_is_over(make_systemd):
+    """Two restarts in a row: one old process is told to stop, the other's time runs out; both cut and go."""
+    systemd = make_systemd(slots=2, knobs={"tokens_per_second": 20})
+    rig = systemd.rig
+    rig.ollama().generate(SMALL)
+    threads = []
+    for count in (1, 2):
+        threads.append(_doomed(systemd))
+        eventually(lambda: rig.core()["in_flight"] == 1)
+        if count == 2:
+            rig.write_config(drain_seconds=1)
+        systemd.restart()
+        eventually(lambda count=count: rig.core()["siblings"]["requests"] == count)
+    first, second = systemd.servers()
+    os.kill(first, signal.SIGTERM)
+    eventually(lambda: first not in systemd.servers())
+    eventually(lambda: rig.core()["siblings"]["requests"] == 1)
+    os.kill(second, signal.SIGKILL)  # a crash: its page is known for a dead one's
+    eventually(lambda: rig.core()["siblings"]["requests"] == 0)
+    eventually(lambda: rig.lines("taken_over"))
+    for thread in threads:
+        thread.join(10)
+    assert [line["cut"] for line in rig.lines("stopped")] == [1]
+
+
+def _doomed(systemd):
+    """Begin a stream that will be cut."""
+
+    def read():
+        with pytest.raises(httpx.HTTPError), systemd.rig.http() as http:
+            body = {"model": SMALL, "prompt": "One", "options": {"num_predict": 2000}}
+            http.post("/api/generate", json=body)
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    return thread
+
+
+def test_what_takes_too_long_is_cut(make_systemd):
+    """After drain_seconds the old process cuts what is left, says how much, and goes."""
+    systemd = make_systemd(knobs={"tokens_per_second": 20}, config={"loads": {}})
+    rig = systemd.rig
+    rig.write_config(drain_seconds=2)
+    rig.signal(signal.SIGHUP)
+    eventually(lambda: rig.lines("reloaded"))
+    rig.ollama().generate(SMALL)
+    thread = _doomed(systemd)
+    eventually(lambda: rig.core()["in_flight"] == 1)
+    systemd.restart()
+    eventually(lambda: rig.lines("stopped"), timeout=15)
+    thread.join(10)
+
+    assert rig.lines("stopped")[0]["cut"] == 1
+    assert rig.lines("handed_over")[0]["requests"] == 1
+
+
+def test_a_stop_lets_streams_finish_and_closes_the_door(make_systemd):
+    """`systemctl stop`: the main process goes at once, the stream ends whole, and the server ends by itself."""
+    systemd = make_systemd(knobs={"tokens_per_second": 100})
+    systemd.rig.ollama().generate(SMALL)
+    thread, lines = generate(systemd, SMALL, 300)
+    eventually(lambda: systemd.rig.core()["in_flight"] == 1)
+    assert systemd.stop() < 2
+    thread.join(20)
+
+    assert len(lines) == 301
+    eventually(lambda: not systemd.servers(), timeout=20)
+
+
+def test_a_reload_cuts_nothing(make_systemd):
+    """SIGHUP with streams under way: they end whole, and it is the same process as before."""
+    systemd = make_systemd(knobs={"tokens_per_second": 100}, config={"models": {}})
+    systemd.rig.ollama().generate(SMALL)
+    thread, lines = generate(systemd, SMALL, 200)
+    eventually(lambda: systemd.rig.core()["in_flight"] == 1)
+    for count in (1, 2, 3):
+        systemd.rig.signal(signal.SIGHUP)
+        eventually(lambda count=count: len(systemd.rig.lines("reloaded")) == count)
+    thread.join(20)
+
+    assert len(lines) == 201
+    assert systemd.main.poll() is None
+
+
+def test_server_and_supervisor_live_and_die_together(make_systemd):
+    """A server that is killed ends the main process the same way; a killed supervisor takes its server along."""
+    systemd = make_systemd(gpu_bytes=(10 * GIB,))
+    server = _server_of(systemd.main.pid)
+    os.kill(server, signal.SIGKILL)
+    assert systemd.main.wait(10) == -signal.SIGKILL
+
+    systemd.start()
+    systemd.wait_ready()
+    server = _server_of(systemd.main.pid)
+    systemd.main.kill()
+    systemd.main.wait(10)
+    eventually(lambda: not _alive(server))
+
+    systemd.start()
+    systemd.wait_ready()
+    systemd.main.send_signal(signal.SIGABRT)  # as systemd's watchdog does
+    assert systemd.main.wait(10) == -signal.SIGABRT
+
+
+def _server_of(pid):
+    """Return the only child of a process."""
+    with open(f"/proc/{pid}/task/{pid}/children") as children:
+        (child,) = children.read().split()
+    return int(child)
+
+
+def _alive(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as stat:
+            return stat.read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
