@@ -68,6 +68,8 @@ class AnswerHead:
                 if chunked or value.lower() != b"chunked":
                     raise BadAnswer("its Transfer-Encoding is not just chunked")
                 chunked = True
+        if chunked and (self.status < 200 or self.status == 204):
+            raise BadAnswer(f"its status {self.status} has no body to be chunked")
         if chunked and length is not None:
             raise BadAnswer("Content-Length and Transfer-Encoding together are ambiguous")
         if self.status < 200 or self.status in {204, 304}:

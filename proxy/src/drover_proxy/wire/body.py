@@ -7,16 +7,24 @@ import re
 from drover_proxy.wire.contract import BodyPlan
 from drover_proxy.wire.fields import find_fault
 from drover_proxy.wire.head import BadRequest, bad
-from drover_proxy.wire.limits import CHUNK_LINE_BYTES, DISCARD_BYTES, EARLY_BODY_BYTES, TRAILER_BYTES, Limits
+from drover_proxy.wire.limits import (
+    CHUNK_BYTES,
+    CHUNK_LINE_BYTES,
+    DISCARD_BYTES,
+    EARLY_BODY_BYTES,
+    FREE_CHUNKS,
+    TRAILER_BYTES,
+    Limits,
+)
 
-CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:;[\t -~\x80-\xff]*)?")
+CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:;[\t -~\x80-\xff]*)?\r\n")
 TRAILER = re.compile(rb"(?:[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t -~\x80-\xff]*\r\n)*\r\n")
 
 
 class ChunkedBody:
     """Takes a chunked body apart. Strict: CRLF only, no space around sizes, bounded lines and trailers."""
 
-    __slots__ = ("_expect_crlf", "_left", "_line", "_trailers", "done")
+    __slots__ = ("_chunks", "_expect_crlf", "_left", "_line", "_size", "_trailers", "done")
 
     def __init__(self) -> None:
         self.done = False
@@ -24,26 +32,52 @@ class ChunkedBody:
         self._line = b""  # the beginning of a line (or of the trailers) that isn't whole yet
         self._expect_crlf = False
         self._trailers = False
+        self._chunks = 0
+        self._size = 0
 
-    def take(self, data: bytes, content: list[bytes] | None) -> int:
+    def take(self, data: bytes, content: bytearray | None) -> int:
         """Take what belongs to the body, framing included; return how many bytes that is.
 
-        The pieces of content are added to `content`, where it is given.
+        The content is added to `content`, where it is given.
         """
         at, end = 0, len(data)
         while at < end and not self.done:
             if self._left:
                 size = min(self._left, end - at)
                 if content is not None:
-                    content.append(data[at : at + size])
+                    content += data[at : at + size]
                 self._left -= size
                 at += size
                 self._expect_crlf = self._left == 0
             elif self._trailers:
                 at = self._take_trailers(data, at)
-            else:
+            elif self._line or self._expect_crlf:
                 at = self._take_line(data, at)
+            else:
+                at = self._take_chunks(data, at, content)
         return at
+
+    def _take_chunks(self, data: bytes, at: int, content: bytearray | None) -> int:
+        """Take the chunks that are here whole, without a detour; leave the first that isn't to its parts."""
+        began = at
+        while (line := CHUNK_LINE.match(data, at)) and line.end() - at <= CHUNK_LINE_BYTES:
+            start = line.end()
+            size = int(line[1], 16)
+            stop = start + size
+            if not size or data[stop : stop + 2] != b"\r\n":
+                break
+            if content is not None:
+                content += data[start:stop]
+            self._count(size)
+            at = stop + 2
+        return at if at > began else self._take_line(data, at)
+
+    def _count(self, size: int) -> None:
+        """Refuse a body in countless chunks: each costs as much as a short request."""
+        self._chunks += 1
+        self._size += size
+        if self._chunks > FREE_CHUNKS and self._size < self._chunks * CHUNK_BYTES:
+            raise bad(f"more than {FREE_CHUNKS} chunks, of less than {CHUNK_BYTES} bytes each")
 
     def _take_line(self, data: bytes, at: int) -> int:
         found = data.find(b"\n", at)
@@ -62,11 +96,13 @@ class ChunkedBody:
                 raise bad("a chunk is longer than its size says")
             self._expect_crlf = False
             return stop
-        size = CHUNK_LINE.fullmatch(line[:-2])
+        size = CHUNK_LINE.fullmatch(line)
         if size is None:
             raise bad("a chunk's size is malformed")
         self._left = int(size[1], 16)
         self._trailers = self._left == 0
+        if self._left:
+            self._count(self._left)
         return stop
 
     def _take_trailers(self, data: bytes, at: int) -> int:
@@ -98,7 +134,6 @@ class Intake:
         "awaits_continue",
         "done",
         "held",
-        "held_bytes",
         "plan",
         "received",
         "remaining",
@@ -114,9 +149,11 @@ class Intake:
         self.done = False
         self.plan = BodyPlan.NONE
         self.received = 0
-        self.held: list[bytes] = []
-        """BUFFER: the content so far. STREAM: what no upstream has taken yet, framing included."""
-        self.held_bytes = 0
+        self.held = bytearray()
+        """BUFFER: the content so far. STREAM: what no upstream has taken yet, framing included.
+
+        One run of bytes: a list of what each read brought could be many times its content.
+        """
 
     def follow(self, plan: BodyPlan, limits: Limits) -> None:
         """Learn what is to be done with the body; raise BadRequest if it is known to be too long for that."""
@@ -140,21 +177,20 @@ class Intake:
             self.remaining -= taken
             self.done = self.remaining == 0
             if buffer:
-                self.held.append(data if taken == len(data) else data[:taken])
+                self.held += data if taken == len(data) else data[:taken]
         self.received += taken
         self._check(self.received)
         return taken
 
     def hold(self, piece: bytes) -> bool:
         """Keep a streamed piece until somebody takes it; say whether that is as much as may be kept."""
-        self.held.append(piece)
-        self.held_bytes += len(piece)
-        return self.held_bytes > EARLY_BODY_BYTES
+        self.held += piece
+        return len(self.held) > EARLY_BODY_BYTES
 
     def release(self) -> bytes:
         """Hand over what is held."""
-        held, self.held, self.held_bytes = self.held, [], 0
-        return held[0] if len(held) == 1 else b"".join(held)
+        held, self.held = self.held, bytearray()
+        return bytes(held)
 
     def skippable(self) -> bool:
         """Say whether the rest can be read and thrown away, so that the connection stays of use."""

@@ -55,6 +55,14 @@ Closing at once would reset the connection and could destroy that answer on its 
 CHUNK_LINE_BYTES = 256
 """Longest line of a chunk's size with its extensions. Nothing uses extensions; node allows 16 KiB of them."""
 
+FREE_CHUNKS = 4096
+CHUNK_BYTES = 64
+"""A body may have so many chunks of any size; with more, they must have so many bytes on average.
+
+Taking a chunk apart costs 2 us, and one read can bring 40,000 of a byte each, which would stall everybody. Go
+bounds the bytes of framing in the same way, since 2023.
+"""
+
 TRAILER_BYTES = 8 * KIB
 """Longest trailer section of a request. Trailers are checked, and passed on in streamed bodies only."""
 

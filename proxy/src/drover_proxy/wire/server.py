@@ -9,6 +9,7 @@ import time
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from drover_proxy.wire import answers
 from drover_proxy.wire.client import ClientConnection
@@ -69,23 +70,23 @@ class Server:
         loop = asyncio.get_running_loop()
         if self._sweeper is None:
             self._sweep()
+        options: dict[str, Any] = {"ssl": tls, "backlog": BACKLOG}
+        if tls:
+            options["ssl_handshake_timeout"] = self.limits.head_timeout  # no other limit counts before it
         bound: list[str] = []
         for place in where:
             if isinstance(place, str) and not place.startswith("unix:"):
                 host, _, port = place.rpartition(":")
                 listener = await loop.create_server(
-                    self._connection, host.strip("[]") or None, int(port), ssl=tls, backlog=BACKLOG
+                    self._connection, host.strip("[]") or None, int(port), **options
                 )
             elif isinstance(place, str):
-                listener = await loop.create_unix_server(
-                    self._connection, place.removeprefix("unix:"), ssl=tls, backlog=BACKLOG
-                )
+                path = place.removeprefix("unix:")
+                listener = await loop.create_unix_server(self._connection, path, **options)
             elif place.family == socket.AF_UNIX:
-                listener = await loop.create_unix_server(
-                    self._connection, sock=place, ssl=tls, backlog=BACKLOG
-                )
+                listener = await loop.create_unix_server(self._connection, sock=place, **options)
             else:
-                listener = await loop.create_server(self._connection, sock=place, ssl=tls, backlog=BACKLOG)
+                listener = await loop.create_server(self._connection, sock=place, **options)
             self._listeners.append(listener)
             bound += [_name(sock) for sock in listener.sockets]
         return bound
@@ -93,30 +94,17 @@ class Server:
     def _connection(self) -> ClientConnection:
         return ClientConnection(self)
 
-    def stop_accepting(self) -> None:
-        """Close the listeners; connections go on, but are closed after the answer under way."""
+    async def drain(self, timeout: float = 30.0) -> int:  # noqa: ASYNC109 - a bound, no cancellation
+        """Stop: accept no more, let what is under way finish, cut what is left after `timeout` seconds.
+
+        Returns the number of exchanges that were cut.
+        """
         self.draining = True
         for listener in self._listeners:
             listener.close()
-        self._listeners.clear()
-
-    async def drain(self, timeout: float = 30.0, *, linger: float = 0.0) -> int:  # noqa: ASYNC109 - a bound
-        """Stop: accept no more, let what is under way finish, cut what is left after `timeout` seconds.
-
-        Args:
-            timeout: Seconds that it may take.
-            linger: Seconds for which idle connections, and those that still shake hands, may bring another
-                request; 0 closes them at once.
-
-        Returns:
-            The number of exchanges that were cut.
-        """
-        self.stop_accepting()
-        if linger:
-            await asyncio.sleep(linger)
         for connection in list(self.connections):
             connection.close_if_idle()
-        await self._wait_empty(max(0.0, timeout - linger))
+        await self._wait_empty(timeout)
         cut = sum(connection.exchange is not None for connection in self.connections)
         for connection in list(self.connections):
             connection.give_up("the proxy is stopping")
@@ -130,6 +118,7 @@ class Server:
         if self._hangups is not None:
             self._hangups.close()
             self._hangups = None
+        self._listeners.clear()
         return cut
 
     async def _wait_empty(self, timeout: float) -> None:  # noqa: ASYNC109 - as drain
