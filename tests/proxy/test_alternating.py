@@ -21,7 +21,7 @@ from tests.support import eventually
 
 TINY, GEMMA, LARGE, MISTRAL = "qwen2.5:0.5b", "gemma3:4b", "phi4:14b", "mistral:7b"
 GENERATING = (TINY, SMALL, GEMMA, MISTRAL, OTHER, MIDDLE, LARGE)
-LOADS = int(os.environ.get("ALTERNATING_LOADS", "60" if "OLLAMA_BIN" in os.environ else "200"))
+LOADS = int(os.environ.get("ALTERNATING_LOADS", "60" if "OLLAMA_BIN" in os.environ else "120"))
 CLIENTS = 6
 PATIENCE_SECONDS = 60.0
 """Nobody waits longer than this: each load takes a second or two, and there are two GPUs."""
