@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 # The targets share one lab and one .venv: never side by side, even under -j.
 .NOTPARALLEL:
-.PHONY: help venv lock lint test test-unit test-contract test-lab test-molecule demo bench bench-wire docs lab-up lab-down clean
+.PHONY: help venv lock lint test test-unit test-contract test-lab test-molecule fuzz matrix demo bench bench-wire docs lab-up lab-down clean
 
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
@@ -24,7 +24,7 @@ lint: venv  ## ruff (all rules) and mypy (strict)
 
 test-unit: venv  ## unit tests: under a minute, no root
 	@scripts/packages.sh
-	$(PYTEST) tests/unit
+	$(PYTEST) tests/unit tests/fuzz
 
 test-contract: venv  ## an Ollama (simulated, or OLLAMA_BIN=...) against its contract; the proxy with real clients
 	@scripts/packages.sh
@@ -37,6 +37,12 @@ test-lab: venv  ## real systemd hosts: the lab itself, the deploys, the leak tes
 test-molecule: venv  ## molecule: a lab host converged twice by the deploys, verified through the proxy
 	@scripts/need-root.sh test-molecule
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/molecule test --scenario-name default
+
+fuzz: venv  ## fuzz the parsers, the wire and the bodies, each so long (SECONDS=60 TARGETS="requests life" MERGE=1)
+	scripts/fuzz.sh $(or $(SECONDS),60) $(TARGETS)
+
+matrix: venv  ## clients that leave at every moment, thousands of times, and gigabytes through (REPEAT=2000 SEED=1)
+	MATRIX_REPEAT=$(or $(REPEAT),2000) MATRIX_SEED=$(or $(SEED),1) $(PYTEST) -s tests/proxy/test_matrix.py
 
 test: lint test-unit test-contract test-lab test-molecule  ## everything, under 30 minutes on two cores
 
