@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import threading
+from pathlib import Path
 
 import httpx
 import pytest
@@ -160,8 +161,8 @@ def _doomed(systemd):
     """Begin a stream that will be cut."""
 
     def read():
-        with pytest.raises(httpx.HTTPError), systemd.rig.http() as http:
-            body = {"model": SMALL, "prompt": "One", "options": {"num_predict": 2000}}
+        body = {"model": SMALL, "prompt": "One", "options": {"num_predict": 2000}}
+        with systemd.rig.http() as http, pytest.raises(httpx.HTTPError):
             http.post("/api/generate", json=body)
 
     thread = threading.Thread(target=read)
@@ -188,7 +189,7 @@ def test_what_takes_too_long_is_cut(make_systemd):
 
 
 def test_a_stop_lets_streams_finish_and_closes_the_door(make_systemd):
-    """`systemctl stop`: the main process goes at once, the stream ends whole, and the server ends by itself."""
+    """`systemctl stop`: the main process goes at once, the stream ends whole, the server ends by itself."""
     systemd = make_systemd(knobs={"tokens_per_second": 100})
     systemd.rig.ollama().generate(SMALL)
     thread, lines = generate(systemd, SMALL, 300)
@@ -216,7 +217,7 @@ def test_a_reload_cuts_nothing(make_systemd):
 
 
 def test_server_and_supervisor_live_and_die_together(make_systemd):
-    """A server that is killed ends the main process the same way; a killed supervisor takes its server along."""
+    """A killed server ends the main process the same way; a killed supervisor takes its server along."""
     systemd = make_systemd(gpu_bytes=(10 * GIB,))
     server = _server_of(systemd.main.pid)
     os.kill(server, signal.SIGKILL)
@@ -237,14 +238,12 @@ def test_server_and_supervisor_live_and_die_together(make_systemd):
 
 def _server_of(pid):
     """Return the only child of a process."""
-    with open(f"/proc/{pid}/task/{pid}/children") as children:
-        (child,) = children.read().split()
+    (child,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     return int(child)
 
 
 def _alive(pid):
     try:
-        with open(f"/proc/{pid}/stat") as stat:
-            return stat.read().rpartition(")")[2].split()[0] != "Z"
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
