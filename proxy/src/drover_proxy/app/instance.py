@@ -74,7 +74,6 @@ class Instance:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self.client.close()
         self.upstream.close()
 
     def suspect(self) -> None:

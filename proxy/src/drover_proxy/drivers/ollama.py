@@ -5,12 +5,14 @@ Nothing here is in the way of a client's request. Loads are detached: nobody's l
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import httpx
 import msgspec
+
+from drover_proxy.drivers.calls import Answer, CallError, address_of, call
 
 PROBE_SECONDS = 2.0
 PS_SECONDS = 3.0
@@ -48,18 +50,7 @@ class OllamaClient:
 
     def __init__(self, name: str, url: str) -> None:
         self.name = name
-        # Through no proxy of the environment, and with the Host that a loopback Ollama accepts.
-        self._client = httpx.AsyncClient(
-            base_url=url,
-            trust_env=False,
-            verify=False,  # noqa: S501 - plain http on loopback; a TLS context would cost 30 ms and 2 MB
-            headers={"host": "localhost"},
-            limits=httpx.Limits(max_connections=64, max_keepalive_connections=4, keepalive_expiry=20),
-        )
-
-    async def close(self) -> None:
-        """Close the connections."""
-        await self._client.aclose()
+        self._address = address_of(url)
 
     async def version(self) -> str:
         """Ask for the version: the proof that the instance answers, not merely that its port is bound."""
@@ -106,7 +97,7 @@ class OllamaClient:
     async def raw(self, method: str, path: str) -> tuple[int, bytes, str]:
         """Return status, body and content type of a plain question."""
         answer = await self._send(method, path, CALL_SECONDS, None)
-        return answer.status_code, answer.content, answer.headers.get("content-type", "")
+        return answer.status, answer.content, answer.content_type
 
     async def _json(
         self, method: str, path: str, timeout_seconds: float, body: Mapping[str, Any] | None = None
@@ -115,27 +106,25 @@ class OllamaClient:
         try:
             value = msgspec.json.decode(answer.content) if answer.content else {}
         except msgspec.DecodeError as error:
-            raise OllamaError(f"{self.name}: {path} answered no JSON", status=answer.status_code) from error
-        if answer.status_code >= 400 or not isinstance(value, dict) or "error" in value:
+            raise OllamaError(f"{self.name}: {path} answered no JSON", status=answer.status) from error
+        if answer.status >= 400 or not isinstance(value, dict) or "error" in value:
             message = value.get("error") if isinstance(value, dict) else None
-            text = str(message or f"status {answer.status_code}")
-            raise OllamaError(text, status=max(answer.status_code, 400))
+            text = str(message or f"status {answer.status}")
+            raise OllamaError(text, status=max(answer.status, 400))
         return value
 
     async def _send(
         self, method: str, path: str, timeout_seconds: float, body: Mapping[str, Any] | None
-    ) -> httpx.Response:
-        timeout = httpx.Timeout(timeout_seconds, connect=PROBE_SECONDS)
+    ) -> Answer:
         content = msgspec.json.encode(body) if body is not None else None
+        limits = {"connect_seconds": PROBE_SECONDS, "answer_seconds": timeout_seconds}
         try:
-            return await self._client.request(method, path, content=content, timeout=timeout)
-        except httpx.TimeoutException as error:
+            return await call(self._address, method, path, content, **limits)
+        except asyncio.TimeoutError as error:
             message = f"{self.name} did not answer {path} within {timeout_seconds:g} s"
             raise OllamaError(message, timed_out=True) from error
-        except httpx.HTTPError as error:
-            raise OllamaError(
-                f"{self.name} does not answer {path}: {error or type(error).__name__}"
-            ) from error
+        except CallError as error:
+            raise OllamaError(f"{self.name} does not answer {path}: {error}") from error
 
 
 MARKS = (
