@@ -172,6 +172,7 @@ def streams(bench: Bench, running: Running, count: int, *, spread_seconds: float
         "gap_max_ms": found["gap_max_us"] / 1000,
         "failed": found["broken"],
         "rest_bytes": at_rest,
+        # An upper bound where the contestant fell behind: who hasn't had a first byte takes memory too.
         "open_peak": found["open_peak"],
         "stream_bytes": max(0, peak - at_rest) / max(found["open_peak"], 1),
     }
