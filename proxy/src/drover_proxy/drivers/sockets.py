@@ -15,8 +15,8 @@ FIRST_FD = 3
 BACKLOG = 4096
 """Connections that wait in the kernel (which has its own limit, net.core.somaxconn, 4096 too).
 
-A restart with socket activation loses none of them. With 1024, 95 of 5,000 streams that were opened within one
-second, on a core that was busy elsewhere, were reset by the kernel and never seen here.
+A restart with socket activation loses none of them. With 1024, 95 of 5,000 streams that were opened within
+one second, on a core that was busy elsewhere, were reset by the kernel and never seen here.
 """
 ADMIN_NAME = "admin"
 """FileDescriptorName= of a socket that stands for `admin_listen`; every other one stands for `listen`."""
