@@ -42,7 +42,7 @@ fuzz: venv  ## fuzz the parsers, the wire and the bodies, each so long (SECONDS=
 	scripts/fuzz.sh $(or $(SECONDS),60) $(TARGETS)
 
 matrix: venv  ## clients that leave at every moment, thousands of times, and gigabytes through (REPEAT=2000 SEED=1)
-	MATRIX_REPEAT=$(or $(REPEAT),2000) MATRIX_SEED=$(or $(SEED),1) $(PYTEST) -s tests/proxy/test_matrix.py
+	MATRIX_REPEAT=$(or $(REPEAT),2000) MATRIX_SEED=$(or $(SEED),1) $(PYTEST) -s tests/proxy/test_matrix.py tests/proxy/test_backpressure.py
 
 test: lint test-unit test-contract test-lab test-molecule  ## everything, under 30 minutes on two cores
 

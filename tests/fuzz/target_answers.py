@@ -125,7 +125,7 @@ def seeds() -> list[bytes]:
         b"HTTP/1.0 200 OK\r\n\r\nok",
         b"HTTP/1.1 204 No Content\r\nKeep-Alive: x\r\n\r\n",
         b"HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\n\r\n",
-        b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 E\r\nX: y\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 100 C\r\n\r\nHTTP/1.1 103 E\r\nX: y\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
         b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\n",
         chunked + b"2\r\nok\r\n0\r\n\r\n",
         chunked + b"2;x=y\r\nok\r\n0\r\nX: y\r\n\r\n",

@@ -10,22 +10,19 @@ import asyncio
 import itertools
 import json
 import random
-import socket
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from tests.proxy.rig import KEYS, Rig
-from tests.proxy.scripted import Asked, ScriptedOllama
+from tests.proxy.desk import Desk, post
+from tests.proxy.scripted import Asked
 from tests.support import eventually_async
 from tests.unit.wire.rig import Peer, chunk
 
 PATIENCE = 20.0
 FLOOD = 2 << 20
 """Sent again and again, until all the buffers between the two ends are full."""
-SEEN_SECONDS = 5.0
-"""After which the proxy has looked what is loaded: it does every two seconds."""
 WAYS: dict[str, Callable[[Peer], object]] = {
     "close": lambda peer: peer.close(),
     "reset": lambda peer: peer.reset(),
@@ -98,61 +95,6 @@ DIALECTS = [
     Dialect("/api/embed", "input", None),
     Dialect("/v1/embeddings", "input", None),
 ]
-
-
-@dataclass
-class Desk:
-    """What the cases of one run share."""
-
-    rig: Rig
-    ollama: ScriptedOllama
-    lanes: list[str]
-    fresh: list[str]
-    """Models that are loaded only by the cases about loading, one after the other."""
-    requests: int = 0
-    """Heads that the proxy got whole."""
-    latencies: dict[str, list[float]] = field(default_factory=dict)
-    left: int = 0
-
-    def __post_init__(self) -> None:
-        self.loading = asyncio.Lock()
-        self.unloaded_at = dict.fromkeys(self.fresh, 0.0)
-
-    async def absent(self) -> str:
-        """Give a model that isn't loaded, and that the proxy knows not to be."""
-        model = min(self.unloaded_at, key=self.unloaded_at.__getitem__)
-        await eventually_async(lambda: time.monotonic() - self.unloaded_at[model] > SEEN_SECONDS)
-        return model
-
-    async def connect(self, *, small: bool = False) -> Peer:
-        """Let a client connect; `small` buffers make a slow reader felt at once."""
-        sock = socket.socket()
-        sock.setblocking(False)  # noqa: FBT003 - the standard library's way
-        if small:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        loop = asyncio.get_running_loop()
-        await loop.sock_connect(sock, ("127.0.0.1", self.rig.port))
-        _, peer = await loop.create_connection(Peer, sock=sock)
-        return peer
-
-    async def fence(self) -> None:
-        """Let the proxy see everything that was sent before."""
-        peer = await self.connect()
-        self.requests += 1
-        peer.send(b"GET /api/version HTTP/1.1\r\nHost: a\r\n" + authorization() + b"\r\n")
-        await peer.until(b"0.33.0")
-        peer.close()
-
-
-def authorization() -> bytes:
-    """Show a key that may do all that is done here."""
-    return b"Authorization: Bearer " + KEYS["admin"].encode() + b"\r\n"
-
-
-def post(path: str, body: bytes, *, extra: bytes = b"") -> bytes:
-    """Write a request."""
-    start = f"POST {path} HTTP/1.1\r\nHost: a\r\nContent-Length: {len(body)}\r\n".encode()
-    return start + authorization() + extra + b"\r\n" + body
 
 
 @dataclass

@@ -40,6 +40,12 @@ class Asked:
         self.talk.asked = None
         self.send(data)
 
+    async def stream(self, piece: bytes, total: int) -> None:
+        """Write so many bytes, as fast as they are taken."""
+        for _ in range(0, total, len(piece)):
+            self.send(piece)
+            await self.talk.writable.wait()
+
     @property
     def unsent(self) -> int:
         """Bytes that the proxy doesn't take."""
@@ -54,6 +60,16 @@ class Talk(asyncio.Protocol):
         self.data = b""
         self.left = 0
         self.asked: Asked | None = None
+        self.writable = asyncio.Event()
+        self.writable.set()
+
+    def pause_writing(self) -> None:
+        """The proxy doesn't keep up."""
+        self.writable.clear()
+
+    def resume_writing(self) -> None:
+        """It has caught up."""
+        self.writable.set()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin."""

@@ -10,8 +10,6 @@ import asyncio
 import json
 import os
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -19,13 +17,10 @@ from pathlib import Path
 import pytest
 
 from tests.proxy import probed
-from tests.proxy.matrix import Case, Desk, combinations, in_the_answer, run_all
+from tests.proxy.desk import Desk, opened
+from tests.proxy.matrix import Case, combinations, in_the_answer, run_all
 from tests.proxy.rig import Rig
-from tests.proxy.scripted import ScriptedOllama
-from tests.support import eventually_async
 
-LANES = [f"lane-{n}:latest" for n in range(8)]
-FRESH = [f"load-{n}:latest" for n in range(100)]
 AT_ONCE_SECONDS = 0.05
 """The promise. It is held against the median, since this machine may be busy with other things."""
 LATE_SECONDS = 1.0
@@ -34,62 +29,11 @@ SEED = int(os.environ.get("MATRIX_SEED", "1"))
 SECONDS = 120 + REPEAT // 4
 
 
-class ProbedRig(Rig):
-    """A proxy with a window into it."""
-
-    @property
-    def window(self) -> Path:
-        """Where to ask."""
-        return self.folder / "window"
-
-    def start_proxy(self, *, wait: bool = True) -> subprocess.Popen[bytes]:
-        """Start it; the caller waits, since Ollama lives in the caller's loop."""
-        program = ["-m", "tests.proxy.probed", str(self.window), "serve", "--config", str(self.config_file)]
-        with self.log.open("ab") as log:
-            self.proxy = subprocess.Popen(
-                [sys.executable, *program],
-                env=self.base_environment(),
-                stdout=log,
-                stderr=log,
-                cwd=self.folder,
-            )
-        self.processes.append(self.proxy)
-        return self.proxy
-
-
 @pytest.fixture
 async def desk(tmp_path: Path, nvml: Path) -> AsyncIterator[Desk]:
-    """The proxy over a scripted Ollama, with a model loaded for each lane."""
-    ollama = ScriptedOllama(LANES + FRESH)
-    port = await ollama.start()
-    gpus = {
-        "gpus": [{"uuid": "GPU-0", "total_bytes": 1 << 40}],
-        "models": {name: {"pin": True, "context": 4096} for name in LANES},
-        "log": {"access": False, "level": "info"},
-    }
-    rig = ProbedRig(tmp_path, nvml, slots=2, extra=gpus)
-    rig.instance_ports = [port]
-    rig.write_config()
-    made = Desk(rig, ollama, LANES, FRESH)
-    try:
-        await asyncio.to_thread(rig.start_proxy)
-        await eventually_async(lambda: asyncio.to_thread(answers, rig), timeout=20)
+    """The proxy over a scripted Ollama."""
+    async with opened(tmp_path, nvml) as made:
         yield made
-    finally:
-        ollama.stop()
-        await asyncio.to_thread(rig.stop)
-
-
-def answers(rig: Rig) -> bool:
-    """Whether it is ready."""
-    try:
-        return rig.is_ready()
-    except OSError:
-        return False
-    except Exception as error:
-        if type(error).__module__.startswith("httpx"):
-            return False
-        raise
 
 
 def metric(page: str, name: str) -> float:
@@ -129,7 +73,7 @@ def differences(before: Books, now: Books) -> list[str]:
     grown = {
         name: (before.objects[name], now.objects[name])
         for name in now.objects
-        if name != "UpstreamConnection" and now.objects[name] > before.objects[name]
+        if name not in {"UpstreamConnection", "held_bytes"} and now.objects[name] > before.objects[name]
     }
     idle = now.objects["UpstreamConnection"]
     checks = {
