@@ -34,7 +34,7 @@ class Recorder:
         """Take note of a request that is over."""
         kind, status, _, bytes_out, _, detail = outcome
         watch = call.watch
-        if kind is CLIENT_GONE and watch is not None and watch.whole(status):
+        if kind is CLIENT_GONE and status == 200 and watch is not None and watch.whole(status):
             kind = COMPLETE  # clients that close at [DONE], before the last chunk, had their whole answer
         seconds = time.monotonic() - call.ex.arrived_at
         metrics, route = self._metrics, call.route

@@ -1,0 +1,147 @@
+"""A real proxy over a scripted Ollama, for tests in which every byte and every moment counts."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from tests.proxy.rig import KEYS, Rig
+from tests.proxy.scripted import Asked, ScriptedOllama
+from tests.support import eventually_async
+from tests.unit.wire.rig import Peer
+
+MODEL = "one:latest"
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+TOKEN = b'data: {"choices":[{"delta":{"content":"x"}}]}\n\n'
+DONE = b"data: [DONE]\n\n"
+KEY = b"Authorization: Bearer " + KEYS["admin"].encode() + b"\r\n"
+
+
+class Stage:
+    """The proxy's process, the Ollama that the test plays, and clients."""
+
+    def __init__(self, rig: Rig, ollama: ScriptedOllama) -> None:
+        self.rig = rig
+        self.ollama = ollama
+        self._numbers = iter(range(1_000_000))
+        self._clients: list[Peer] = []
+
+    async def connect(self) -> Peer:
+        """Let a client connect."""
+        loop = asyncio.get_running_loop()
+        _, peer = await loop.create_connection(Peer, "127.0.0.1", self.rig.port)
+        self._clients.append(peer)
+        return peer
+
+    def leave(self) -> None:
+        """Let all clients go."""
+        for peer in self._clients:
+            peer.transport.abort()
+
+    def chat(self, tag: str, *, stream: bool = True, model: str = MODEL, pad: int = 0) -> bytes:
+        """Write a chat request that the test itself will answer."""
+        asked: dict[str, Any] = {
+            "model": model,
+            "messages": [{"role": "user", "content": f"<<{tag}>>" + "x" * pad}],
+            "stream": stream,
+        }
+        return post("/v1/chat/completions", json.dumps(asked, separators=(",", ":")).encode())
+
+    async def asked(self, *, stream: bool = True, pad: int = 0) -> tuple[Peer, Asked]:
+        """Have a client ask, as far as Ollama having the request."""
+        tag = f"t{next(self._numbers)}"
+        client = await self.connect()
+        client.send(self.chat(tag, stream=stream, pad=pad))
+        return client, await self.ollama.request(tag)
+
+    async def streaming(self) -> tuple[Peer, Asked]:
+        """Have a client ask, as far as it having the first token."""
+        client, asked = await self.asked()
+        asked.send(HEAD + chunk(TOKEN))
+        await client.until(TOKEN)
+        return client, asked
+
+    async def served(self, model: str = MODEL) -> None:
+        """Have one more client served."""
+        tag = f"t{next(self._numbers)}"
+        client = await self.connect()
+        client.send(self.chat(tag, stream=False, model=model))
+        (await self.ollama.request(tag)).finish(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+        assert (await client.until(b"{}")).startswith(b"HTTP/1.1 200 ")
+        client.close()
+
+    def resident_bytes(self) -> int:
+        """Say how much memory the proxy's process has now."""
+        assert self.rig.proxy is not None
+        pages = int(Path(f"/proc/{self.rig.proxy.pid}/statm").read_text().split()[1])
+        return pages * 4096
+
+    def outcomes(self, kind: str) -> int:
+        """Count how many exchanges ended so, by the metric."""
+        page = self.rig.admin("/metrics").text
+        lines = [line for line in page.splitlines() if line.startswith("drover_outcomes_total{")]
+        return sum(int(float(line.rsplit(" ", 1)[1])) for line in lines if f'"{kind}"' in line)
+
+    async def metrics(self, kind: str) -> int:
+        """Count without keeping the loop from its work."""
+        return await asyncio.to_thread(self.outcomes, kind)
+
+
+def post(path: str, body: bytes) -> bytes:
+    """Write a request."""
+    return b"POST %b HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n%b\r\n%b" % (
+        path.encode(),
+        len(body),
+        KEY,
+        body,
+    )
+
+
+def chunk(data: bytes) -> bytes:
+    """Write a chunk."""
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+@contextlib.asynccontextmanager
+async def stage(
+    folder: Path, nvml: Path, *, models: tuple[str, ...] = (MODEL,), **config: Any
+) -> AsyncIterator[Stage]:
+    """Start everything, and stop it again."""
+    ollama = ScriptedOllama(list(models))
+    port = await ollama.start()
+    extra = {
+        "gpus": [{"uuid": "GPU-0", "total_bytes": 1 << 40}],
+        "models": {name: {"context": 4096} for name in models},
+        **config,
+    }
+    rig = Rig(
+        folder, nvml, slots=config.pop("slots", 8), extra={k: v for k, v in extra.items() if k != "slots"}
+    )
+    rig.instance_ports = [port]
+    rig.write_config()
+    try:
+        await asyncio.to_thread(rig.start_proxy, wait=False)
+        await eventually_async(
+            lambda: asyncio.to_thread(_is_ready, rig), timeout=30, what=rig.log.read_text()
+        )
+        made = Stage(rig, ollama)
+        try:
+            yield made
+        finally:
+            made.leave()
+    finally:
+        ollama.stop()
+        await asyncio.to_thread(rig.stop)
+
+
+def _is_ready(rig: Rig) -> bool:
+    try:
+        return rig.is_ready()
+    except httpx.HTTPError:
+        return False
