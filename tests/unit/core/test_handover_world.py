@@ -50,7 +50,13 @@ class HandoverWorld(World):
                         self.owners["load", command.instance] = core
                     elif isinstance(command, c.Unload):
                         self.owners["unload", command.instance, MODELS[command.model].blob] = core
-                    self.obey(command)
+                    if heard is event or getattr(command, "instance", None) in {None, *self.up}:
+                        self.obey(command)
+                    elif isinstance(command, c.Forward):  # its instance is gone, as the event says
+                        self.forwarded[command.request] = (
+                            "gone",
+                            MODELS[self.open.pop(command.request)].blob,
+                        )
                 core.validate()
 
     def concerned(self, event: e.Event) -> list[Scheduler]:

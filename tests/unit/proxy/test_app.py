@@ -6,7 +6,8 @@ import asyncio
 import io
 
 import pytest
-from drover_proxy.admin.metrics import Exposition, Histogram, Metrics
+from drover_proxy.admin.exposition import Exposition
+from drover_proxy.admin.metrics import Histogram, Metrics
 from drover_proxy.admin.server import local
 from drover_proxy.app.catalogue import Catalogue
 from drover_proxy.app.coreconfig import UnknownGpu, core_config, default_context, resolve_gpus

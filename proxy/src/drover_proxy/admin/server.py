@@ -18,7 +18,6 @@ from urllib.parse import parse_qs
 import msgspec
 
 from drover_proxy.admin import state, warm
-from drover_proxy.admin.metrics import CONTENT_TYPE
 from drover_proxy.dialect.errors import Headers, error_body, error_headers
 from drover_proxy.dialect.routes import Dialect
 from drover_proxy.wire import BodyPlan, Exchange, Outcome, UpstreamError
@@ -27,6 +26,8 @@ if TYPE_CHECKING:
     from drover_proxy.app.parts import Parts
 
 JSON = b"application/json; charset=utf-8"
+CONTENT_TYPE = b"text/plain; version=1.0.0; charset=utf-8; escaping=underscores"
+"""Of the metrics."""
 
 
 class Admin:

@@ -9,13 +9,13 @@ import signal
 import socket
 import ssl
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from drover_proxy import __version__
-from drover_proxy.admin.metrics import Exposition, Metrics
+from drover_proxy.admin.metrics import Metrics
 from drover_proxy.admin.server import Admin
-from drover_proxy.admin.state import gauges
 from drover_proxy.app.catalogue import Catalogue
 from drover_proxy.app.coreconfig import core_config, resolve_gpus
 from drover_proxy.app.gateway import Gateway
@@ -68,7 +68,7 @@ class Service:
         self._keys = _keys_file(config)
         door = Door(self._keys.load() if self._keys else None, config.signature_seconds)
         self._parts: Parts = Parts(config, self._log, metrics, runtime, catalogue, memory, door)
-        self._page = Exposition(metrics, lambda: gauges(self._parts)).text
+        self._text: Callable[[], bytes] | None = None
         limits = _limits(config)
         self._public = Server(Gateway(self._parts, self._page), limits, _forwarding(config.forwarding))
         self._admin = Server(Admin(self._parts, self._page), Limits())
@@ -76,6 +76,15 @@ class Service:
         self._tls: ssl.SSLContext | None = None
         self._handover = Handover(self._log, runtime, self._public, self._admin)
         self._chores: list[asyncio.Task[None]] = []
+
+    def _page(self) -> bytes:
+        """Make Prometheus' text; what that takes is imported with the first scrape."""
+        if self._text is None:
+            from drover_proxy.admin.exposition import Exposition  # noqa: PLC0415
+            from drover_proxy.admin.gauges import gauges  # noqa: PLC0415
+
+            self._text = Exposition(self._parts.metrics, lambda: gauges(self._parts)).text
+        return self._text()
 
     def _control_client(self) -> OllamaClient | None:
         instance = self._parts.any_up()
