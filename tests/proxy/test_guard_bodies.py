@@ -1,0 +1,119 @@
+"""Bodies that try to have one model checked and another one run, at the door and at Ollama itself.
+
+With OLLAMA_BIN the instance is a real one, and shows that tests/gojson.py reads as it does.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import httpx
+import pytest
+from drover_proxy.dialect.names import canonical
+
+from tests.gojson import fields_of
+from tests.proxy.rig import GIB, MIDDLE, SMALL, Rig
+
+REAL = os.environ.get("OLLAMA_BIN")
+ALLOWED, OTHER = f'"{SMALL}"', f'"{MIDDLE}"'
+REST = '"prompt":"Hello","stream":false'
+TRICKS = {
+    "plain": f'{{"model":{ALLOWED},{REST}}}',
+    "the other": f'{{"model":{OTHER},{REST}}}',
+    "twice, allowed last": f'{{"model":{OTHER},"model":{ALLOWED},{REST}}}',
+    "twice, other last": f'{{"model":{ALLOWED},"model":{OTHER},{REST}}}',
+    "cased, other last": f'{{"model":{ALLOWED},"Model":{OTHER},{REST}}}',
+    "cased, other first": f'{{"MODEL":{OTHER},"model":{ALLOWED},{REST}}}',
+    "only cased": f'{{"Model":{OTHER},{REST}}}',
+    "only cased, allowed": f'{{"MODEL":{ALLOWED},{REST}}}',
+    "escaped name": f'{{"mod\\u0065l":{OTHER},{REST}}}',
+    "escaped twice": f'{{"model":{ALLOWED},"mod\\u0065l":{OTHER},{REST}}}',
+    "escaped value": f'{{"model":"llama3.1\\u003a8b",{REST}}}',
+    "null after": f'{{"model":{OTHER},"model":null,{REST}}}',
+    "null before": f'{{"model":null,"model":{OTHER},{REST}}}',
+    "name beside": f'{{"name":{ALLOWED},"model":{OTHER},{REST}}}',
+    "name alone": f'{{"name":{OTHER},{REST}}}',
+    "blanks to hide in": f'{{"model":{ALLOWED} ,\n\t"model":{OTHER},{REST}}}',
+    "a second object": f'{{"model":{ALLOWED},{REST}}}{{"model":{OTHER},{REST}}}',
+    "nested": f'{{"options":{{"model":{OTHER}}},"model":{ALLOWED},{REST}}}',
+    "a list": f'[{{"model":{OTHER},{REST}}}]',
+    "a byte order mark": f'\ufeff{{"model":{OTHER},{REST}}}',
+    "not UTF-8": None,
+    "another case": f'{{"model":"LLAMA3.1:8B",{REST}}}',
+    "spelt out": f'{{"model":"registry.ollama.ai/library/llama3.1:8b",{REST}}}',
+    "a scheme": f'{{"model":"https://registry.ollama.ai/library/llama3.1:8b",{REST}}}',
+    "a path": f'{{"model":"llama3.2:3b/../llama3.1:8b",{REST}}}',
+    "a blank": f'{{"model":" llama3.1:8b",{REST}}}',
+    "a NUL": f'{{"model":"llama3.1:8b\\u0000",{REST}}}',
+}  # fmt: skip
+
+
+def body_of(trick):
+    """Return the bytes of a trick."""
+    text = TRICKS[trick]
+    return (
+        f'{{"model":{OTHER},'.encode() + b'"prompt":"\xff","stream":false}' if text is None else text.encode()
+    )
+
+
+@pytest.fixture(scope="module")
+def roomy(tmp_path_factory, nvml) -> Iterator[Rig]:
+    """A running rig whose GPU holds both models, so that nothing is ever evicted."""
+    rig = Rig(tmp_path_factory.mktemp("rig"), nvml, gpu_bytes=(40 * GIB,), slots=2)
+    try:
+        yield rig.start()
+    finally:
+        rig.stop()
+
+
+def model_of(answer):
+    """Return the canonical name of the model that answered; "" where none did."""
+    if answer.status_code != 200:
+        return ""
+    name = answer.json()["model"]
+    return canonical(name.strip().removeprefix("https://"))  # forms that Ollama takes and the proxy refuses
+
+
+@pytest.mark.parametrize("path", ["/api/generate", "/v1/completions"])
+@pytest.mark.parametrize("trick", TRICKS)
+def test_a_key_runs_only_its_models(roomy, path, trick):
+    """Whatever the body does, the key of one model is never answered by another one."""
+    body = body_of(trick)
+    with roomy.http("some") as http:
+        limited = http.post(path, content=body)
+    with roomy.http("use") as http:
+        anyone = http.post(path, content=body)
+
+    assert model_of(limited) in {"", SMALL}, trick
+    assert limited.status_code < 500
+    assert anyone.status_code < 500
+
+
+@pytest.mark.skipif(not REAL, reason="OLLAMA_BIN names no ollama: set it to the path of a real one")
+@pytest.mark.parametrize("path", ["/api/generate", "/v1/completions"])
+@pytest.mark.parametrize("trick", TRICKS)
+def test_ollama_reads_bodies_as_we_think(roomy, path, trick):
+    """A real Ollama reads a trick as the reader of the tests does, and runs what the proxy runs."""
+    body = body_of(trick)
+    direct_url = f"http://127.0.0.1:{roomy.instance_ports[0]}{path}"
+    direct = httpx.post(direct_url, content=body, headers={"content-type": "application/json"}, timeout=60)
+    with roomy.http("use") as http:
+        anyone = http.post(path, content=body)
+
+    if direct.status_code == 200:
+        assert model_of(anyone) in {"", model_of(direct)}
+        read = str(fields_of(body, ("model",)).get("model", ""))
+        assert canonical(read.strip().removeprefix("https://")) == model_of(direct)
+
+
+@pytest.mark.parametrize("trick", TRICKS)
+def test_a_key_is_shown_only_its_models(roomy, trick):
+    """/api/show, which takes `name` too, tells a key nothing of the models that it may not use."""
+    with roomy.http("some") as http:
+        answer = http.post("/api/show", content=body_of(trick))
+
+    if answer.status_code == 200:
+        assert answer.json()["model_info"]["llama.block_count"] == 28, trick
+    else:
+        assert 400 <= answer.status_code < 500
