@@ -144,7 +144,7 @@ class Rig:
         with self.log.open("ab") as log:
             self.proxy = subprocess.Popen(
                 [sys.executable, "-m", "drover_proxy", "serve", "--config", str(self.config_file)],
-                env=self.base_environment(),
+                env=self.base_environment() | {"STATE_DIRECTORY": str(self.folder)},
                 stdout=log,
                 stderr=log,
                 cwd=self.folder,

@@ -151,8 +151,8 @@ class Desk:
 
 
 def kinds(answer: list[c.Command]) -> list[str]:
-    """Return what kinds of commands an answer holds, alerts left out."""
-    return [type(command).__name__ for command in answer if not isinstance(command, c.Alert)]
+    """Return what kinds of commands an answer holds, alerts and notes for the next start left out."""
+    return [type(command).__name__ for command in answer if not isinstance(command, c.Alert | c.Remember)]
 
 
 def only(answer: list[c.Command], kind: type[Any]) -> Any:

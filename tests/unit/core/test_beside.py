@@ -7,9 +7,9 @@ from drover_proxy.core import Instance, LoadLimits, Profile
 from drover_proxy.core import commands as c
 from drover_proxy.core import events as e
 from drover_proxy.core.beside import believed_free_bytes, left_bytes
+from drover_proxy.core.entities import Runner
 from drover_proxy.core.ledger import RunnerKey
 from drover_proxy.core.sizing import has_own_engine
-from drover_proxy.core.state import Runner
 from drover_proxy.vram.footprint import CUDA_CONTEXT_BYTES
 from hypothesis import given
 from hypothesis import strategies as st

@@ -8,7 +8,7 @@ import pickle
 import pytest
 from drover_proxy.core import CoreConfig, Gpu, IllegalTransition, Instance, InvariantError
 from drover_proxy.core import events as e
-from drover_proxy.core.state import Request
+from drover_proxy.core.entities import Request
 from drover_proxy.core.transitions import (
     ENDED,
     REQUEST_TRANSITIONS,

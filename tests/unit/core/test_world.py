@@ -11,7 +11,7 @@ import os
 
 from drover_proxy.core import Instance, Scheduler
 from drover_proxy.core import events as e
-from drover_proxy.core.state import LIVE
+from drover_proxy.core.entities import LIVE
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant, rule

@@ -17,6 +17,7 @@ from drover_proxy.core.commands import (
     Forward,
     Load,
     Reject,
+    Remember,
     Unload,
     Withdrawn,
 )
@@ -30,6 +31,7 @@ from drover_proxy.core.events import (
     WithdrawalEnded,
     WithdrawModel,
 )
+from drover_proxy.core.learned import Learned
 from drover_proxy.core.scheduler import Scheduler
 from drover_proxy.drivers.log import Log
 
@@ -81,6 +83,8 @@ class Runtime:
         """Told on each tick whether memory should be looked at often."""
         self.sharing: Shared | None = None
         """During a handover only."""
+        self.remember: Callable[[Learned], None] = lambda _learned: None
+        """Told what the core wants kept for the next start."""
         self.busy_loaders = 0
         """Loads and unloads under way."""
         self._events: deque[Event] = deque()
@@ -89,10 +93,10 @@ class Runtime:
         self._tickets = itertools.count(1)
         self._timer: asyncio.TimerHandle | None = None
 
-    def start(self, config: CoreConfig) -> None:
+    def start(self, config: CoreConfig, learned: Learned | None = None) -> None:
         """Begin to schedule; before that, requests are told to come again."""
         self.config = config
-        self.core = Scheduler(config)
+        self.core = Scheduler(config, learned)
         self._tick()
 
     def reconfigure(self, config: CoreConfig) -> None:
@@ -217,6 +221,8 @@ class Runtime:
                 future.set_result(command)
         elif isinstance(command, Drained):
             self.drained.set()
+        elif isinstance(command, Remember):
+            self.remember(command.learned)
         elif isinstance(command, Alert):
             self.metrics.alerts[command.code] += 1
             self.log.warning(

@@ -23,6 +23,7 @@ from drover_proxy.app.handover import Handover
 from drover_proxy.app.instance import Instance
 from drover_proxy.app.memory import Memory
 from drover_proxy.app.parts import Parts
+from drover_proxy.app.recall import Recall
 from drover_proxy.app.runtime import Runtime
 from drover_proxy.config import ConfigError, ForwardingConfig, ProxyConfig, TlsConfig, load
 from drover_proxy.core.events import DrainRequested
@@ -65,6 +66,8 @@ class Service:
         catalogue.configure(config.models)
         memory = Memory(self._log, runtime.post, self._taken)
         runtime.hurry = memory.hurry
+        self._recall = Recall(self._log)
+        runtime.remember = self._recall.keep
         self._keys = _keys_file(config)
         door = Door(self._keys.load() if self._keys else None, config.signature_seconds)
         self._parts: Parts = Parts(config, self._log, metrics, runtime, catalogue, memory, door)
@@ -153,7 +156,7 @@ class Service:
         uuids = resolve_gpus(parts.config, found)
         for name, instance in parts.instances.items():
             instance.gpu_uuids = uuids[name]
-        parts.runtime.start(core_config(parts.config, found, uuids))
+        parts.runtime.start(core_config(parts.config, found, uuids), self._recall.read())
         parts.catalogue.tell_all()
         parts.memory.start()
         for instance in parts.instances.values():
@@ -263,6 +266,7 @@ class Service:
         for instance in parts.instances.values():
             await instance.stop()
         parts.memory.stop()
+        await self._recall.finish()
         self._notifier.close()
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from drover_proxy.core import commands, events
 from drover_proxy.core.config import CoreConfig, Gpu, Instance, LoadLimits, Profile, QueueLimits
+from drover_proxy.core.learned import Learned
 from drover_proxy.core.scheduler import Scheduler
 from drover_proxy.core.transitions import IllegalTransition
 from drover_proxy.core.validate import InvariantError
@@ -20,6 +21,7 @@ __all__ = [
     "IllegalTransition",
     "Instance",
     "InvariantError",
+    "Learned",
     "LoadLimits",
     "Profile",
     "QueueLimits",

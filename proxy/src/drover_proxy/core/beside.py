@@ -17,8 +17,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
+from drover_proxy.core.entities import Runner
 from drover_proxy.core.sizing import Need
-from drover_proxy.core.state import Runner, State
+from drover_proxy.core.state import State
 from drover_proxy.vram.footprint import CUDA_CONTEXT_BYTES
 
 

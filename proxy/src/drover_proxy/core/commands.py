@@ -5,7 +5,7 @@
 | Forward | HeadersSent, then RequestFinished; ForwardFailed; RequestCancelled |
 | Load | LoadFinished or LoadFailed (also after `timeout_seconds`) |
 | Unload | UnloadObserved or UnloadFailed |
-| Reject, Wait, Withdrawn, Drained, Alert | nothing |
+| Reject, Wait, Withdrawn, Drained, Alert, Remember | nothing |
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 
 from drover_proxy.core.events import RequestId
+from drover_proxy.core.learned import Learned
 
 
 @dataclass(slots=True)
@@ -102,4 +103,11 @@ class Alert:
     model: str = ""
 
 
-Command = Forward | Load | Unload | Reject | Wait | Withdrawn | Drained | Alert
+@dataclass(frozen=True, slots=True)
+class Remember:
+    """A load has taught something: keep this for the next start, instead of what was kept before."""
+
+    learned: Learned
+
+
+Command = Forward | Load | Unload | Reject | Wait | Withdrawn | Drained | Alert | Remember

@@ -6,8 +6,9 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from drover_proxy.core.beside import Room
+from drover_proxy.core.entities import Runner
 from drover_proxy.core.sizing import Need
-from drover_proxy.core.state import Runner, State
+from drover_proxy.core.state import State
 from drover_proxy.core.transitions import RunnerState
 
 

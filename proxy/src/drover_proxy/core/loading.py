@@ -11,11 +11,12 @@ from __future__ import annotations
 from drover_proxy.core.beside import left_bytes
 from drover_proxy.core.commands import Load, Unload
 from drover_proxy.core.config import MIB
+from drover_proxy.core.entities import Cooldown, Failure, Plan, Runner, Timing
 from drover_proxy.core.events import LoadFailed, LoadFinished
 from drover_proxy.core.placement import Fit, Site, capacity, choose, judge, never_fits, survey
 from drover_proxy.core.queueing import refuse_cooling, reject_waiting
 from drover_proxy.core.sizing import NO_PROFILE, Need
-from drover_proxy.core.state import Cooldown, Failure, Plan, Runner, State, Timing
+from drover_proxy.core.state import State
 from drover_proxy.core.transitions import RunnerState
 from drover_proxy.vram import ModelInfo
 
@@ -212,11 +213,13 @@ def load_finished(state: State, event: LoadFinished, now: float) -> None:
     runner.suspect_since = None
     if spec.gpu_uuids and seen.size_vram_bytes < seen.size_bytes:
         _spilled(state, runner, event, now)
+        state.remember()
         return
     state.move(runner, RunnerState.READY, now)
     state.failures.pop(runner.key.blob, None)
     if seen.measured_bytes and spec.gpu_uuids:
         state.sizing.learn(spec, seen.measured_bytes)
+    state.remember()
     if seen.context != spec.context:
         state.alert(
             "context_differs",

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Hashable
 
 from drover_proxy.core.commands import Withdrawn
+from drover_proxy.core.entities import STRAY, Withdrawal
 from drover_proxy.core.events import ModelGone, ModelKnown, WithdrawalEnded, WithdrawModel
 from drover_proxy.core.queueing import reject_waiting
-from drover_proxy.core.state import STRAY, State, Withdrawal
+from drover_proxy.core.state import State
 from drover_proxy.core.transitions import RunnerState
 
 MOST_UNLOAD_FAILURES = 2

@@ -6,6 +6,7 @@ ignored; nothing that comes from outside can raise.
 
 from __future__ import annotations
 
+from drover_proxy.core.entities import STRAY, Runner
 from drover_proxy.core.events import (
     InstanceDown,
     InstanceUp,
@@ -17,7 +18,7 @@ from drover_proxy.core.events import (
 )
 from drover_proxy.core.ledger import NEVER, RunnerKey
 from drover_proxy.core.loading import fail, send_unload
-from drover_proxy.core.state import STRAY, Runner, State
+from drover_proxy.core.state import State
 from drover_proxy.core.transitions import RunnerState
 from drover_proxy.vram.footprint import CUDA_CONTEXT_BYTES
 
@@ -105,7 +106,12 @@ def _adopt(state: State, key: RunnerKey, seen: RunnerSeen, now: float) -> None:
     total = seen.measured_bytes or seen.size_vram_bytes + CUDA_CONTEXT_BYTES * len(gpus)
     state.ledger.keep(key, {uuid: total // len(gpus) for uuid in gpus}, now)
     runner.reported_bytes = {uuid: seen.size_vram_bytes // len(gpus) for uuid in gpus}
-    runner.left_bytes = {}
+    book = state.books.pop(key, None)
+    known = book is not None and (book.context, book.reported_bytes) == (
+        seen.context,
+        sum(runner.reported_bytes.values()),
+    )
+    runner.left_bytes = dict(book.left_bytes) if book is not None and known else {}
     state.move(runner, RunnerState.READY, now)
     state.take_back(runner)
     _look_for_spill(state, runner, seen)

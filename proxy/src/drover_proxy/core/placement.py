@@ -18,10 +18,11 @@ from enum import IntEnum
 
 from drover_proxy.core.beside import Room
 from drover_proxy.core.config import Instance
+from drover_proxy.core.entities import LIVE, Runner
 from drover_proxy.core.eviction import candidates, enough
 from drover_proxy.core.ledger import NEVER, RunnerKey
 from drover_proxy.core.sizing import Need, RunSpec
-from drover_proxy.core.state import LIVE, Runner, State
+from drover_proxy.core.state import State
 from drover_proxy.core.transitions import RunnerState
 from drover_proxy.vram import ModelInfo
 

@@ -22,6 +22,7 @@ from __future__ import annotations
 import math
 
 from drover_proxy.core.commands import Forward, Wait
+from drover_proxy.core.entities import Request, Runner, Timing
 from drover_proxy.core.events import (
     ForwardFailed,
     HeadersSent,
@@ -31,7 +32,7 @@ from drover_proxy.core.events import (
     RequestCancelled,
     RequestFinished,
 )
-from drover_proxy.core.state import Request, Runner, State, Timing
+from drover_proxy.core.state import State
 from drover_proxy.core.transitions import IllegalTransition, RequestState, RunnerState
 from drover_proxy.vram import ModelInfo
 

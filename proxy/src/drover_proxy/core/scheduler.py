@@ -19,6 +19,7 @@ from typing import Any
 from drover_proxy.core import events, loading, managing, observing, queueing, sharing
 from drover_proxy.core.commands import Command, Drained
 from drover_proxy.core.config import CoreConfig
+from drover_proxy.core.learned import Learned
 from drover_proxy.core.snapshot import snapshot
 from drover_proxy.core.state import State
 from drover_proxy.core.story import Entry
@@ -66,8 +67,8 @@ OF_REQUESTS = (events.RequestArrived, events.RequestFinished, events.RequestCanc
 class Scheduler:
     """Decides what is loaded, what is evicted, who waits and where a request runs."""
 
-    def __init__(self, config: CoreConfig) -> None:
-        self.state = State(config)
+    def __init__(self, config: CoreConfig, learned: Learned | None = None) -> None:
+        self.state = State(config, learned)
 
     def handle(self, event: events.Event, now: float) -> list[Command]:
         """Take an event and return what is to be done, in order. `now` is monotonic, in seconds."""

@@ -16,9 +16,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from drover_proxy.core.entities import CHANGING
 from drover_proxy.core.events import SiblingsObserved
 from drover_proxy.core.loading import served
-from drover_proxy.core.state import CHANGING, State
+from drover_proxy.core.state import State
 from drover_proxy.core.transitions import RunnerState
 
 GOING = frozenset({RunnerState.DRAINING, RunnerState.UNLOADING})

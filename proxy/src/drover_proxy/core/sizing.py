@@ -6,11 +6,12 @@ teaches a floor: so much at least, the next time.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from drover_proxy.core.config import MIB, CoreConfig, Instance, Profile
+from drover_proxy.core.learned import SIZES_MOST, LearnedSize
 from drover_proxy.core.ledger import RunnerKey
 from drover_proxy.vram import (
     Footprint,
@@ -203,8 +204,21 @@ class Sizing:
             return own_engine_bytes(info, context=context, slots=slots, kv_type=instance.kv_type)
         return needed_free_bytes(guessed_bytes(info, context=context, slots=slots))
 
+    def recall(self, sizes: Iterable[LearnedSize]) -> None:
+        """Take over what was learned before a restart."""
+        for size in sizes:
+            measure = Measure(size.blob, size.context, size.slots, size.gpus, size.kv_type)
+            (self.floors if size.floor else self.measured)[measure] = size.total_bytes
+
+    def learned(self) -> tuple[LearnedSize, ...]:
+        """Return what a restart should not forget, the latest last."""
+        known = [(measure, size, True) for measure, size in self.floors.items()]
+        known += [(measure, size, False) for measure, size in self.measured.items()]
+        return tuple(LearnedSize(*measure, size, floor) for measure, size, floor in known[-SIZES_MOST:])
+
     def learn(self, spec: RunSpec, total_bytes: int) -> None:
         """Remember what a runner that is wholly on the GPU takes."""
+        self.measured.pop(spec.measure, None)  # to the end: what is oldest is forgotten first
         self.measured[spec.measure] = total_bytes
         self.floors.pop(spec.measure, None)
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from drover_proxy.core.entities import Runner
 from drover_proxy.core.ledger import NEVER
-from drover_proxy.core.state import Runner, State
+from drover_proxy.core.state import State
 
 
 def snapshot(state: State) -> dict[str, Any]:

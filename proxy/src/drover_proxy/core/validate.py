@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from drover_proxy.core.state import LIVE, State
+from drover_proxy.core.entities import LIVE
+from drover_proxy.core.state import State
 from drover_proxy.core.transitions import RequestState, RunnerState
 
 IN_FLIGHT = frozenset({RequestState.FORWARDED, RequestState.ANSWERING})
