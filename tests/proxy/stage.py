@@ -53,9 +53,13 @@ class Stage:
         }
         return post("/v1/chat/completions", json.dumps(asked, separators=(",", ":")).encode())
 
+    def tag(self) -> str:
+        """Make a tag for a request that the test itself will answer."""
+        return f"t{next(self._numbers)}"
+
     async def asked(self, *, stream: bool = True, pad: int = 0) -> tuple[Peer, Asked]:
         """Have a client ask, as far as Ollama having the request."""
-        tag = f"t{next(self._numbers)}"
+        tag = self.tag()
         client = await self.connect()
         client.send(self.chat(tag, stream=stream, pad=pad))
         return client, await self.ollama.request(tag)
@@ -69,7 +73,7 @@ class Stage:
 
     async def served(self, model: str = MODEL) -> None:
         """Have one more client served."""
-        tag = f"t{next(self._numbers)}"
+        tag = self.tag()
         client = await self.connect()
         client.send(self.chat(tag, stream=False, model=model))
         (await self.ollama.request(tag)).finish(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")

@@ -11,6 +11,7 @@ from drover_proxy.wire.answerhead import AnswerHead, Framing
 from drover_proxy.wire.contract import BodyPlan, Kind, UpstreamError, UpstreamFault, Watch
 from drover_proxy.wire.fields import Fields
 from drover_proxy.wire.limits import KIB, STALE_SECONDS
+from drover_proxy.wire.parting import Parting
 from drover_proxy.wire.states import Event, State
 from drover_proxy.wire.upstream import UpstreamConnection
 
@@ -211,7 +212,7 @@ class Relay:
         exchange, watch = self.exchange, self.watch
         kind = Kind.COMPLETE
         if watch is not None:
-            error = watch.error()
+            error = watch.error() if exchange.status < 400 else None  # else the status tells it
             if error is not None:
                 kind = Kind.IN_BAND_ERROR
                 exchange.detail = error
@@ -298,14 +299,20 @@ class Relay:
 
     # What the client's connection calls.
 
-    def cancel(self) -> None:
-        """Close what there is, at once: the client has left, or was answered otherwise."""
+    def cancel(self, *, follow: bool = False) -> Parting | None:
+        """Close what there is, at once: the client has left, or was answered otherwise.
+
+        With `follow`, give what tells when the upstream has closed its end.
+        """
         dialing, self._dialing = self._dialing, None
         if dialing is not None:
             dialing.cancel()
         connection, self.connection = self.connection, None
-        if connection is not None:
-            connection.close()
+        if connection is None:
+            return None
+        parting = Parting.of(connection.transport) if follow else None
+        connection.close()
+        return parting
 
     def client_paused(self, *, paused: bool) -> None:
         """The client doesn't keep up with its answer, or has caught up."""
