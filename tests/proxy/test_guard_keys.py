@@ -191,3 +191,28 @@ def test_keys_by_command_count_at_once(fresh):
     eventually(lambda: status(fresh, key) == 401)
     assert key not in fresh.log.read_text()
     assert KEYS["use"] not in fresh.log.read_text()
+
+
+def test_patterns_hold_for_management_too(make_rig):
+    """An admin of some models neither deletes nor replaces others, nor copies them to a name of its own."""
+    rig = make_rig()
+    rig.write_keys(team=entry("team", "drv_team", scopes=["admin"], models=["team/*"]))
+    rig.start()
+    with rig.http("drv_team") as team, rig.http("admin") as boss:
+        refused = [
+            team.request("DELETE", "/api/delete", json={"model": SMALL}),
+            team.post("/api/copy", json={"source": SMALL, "destination": "team/mine"}),
+            team.post("/api/create", json={"model": "team/mine", "from": SMALL}),
+            team.post("/api/create", json={"model": "team/mine", "From": SMALL}),
+            team.post("/api/create", json={"model": SMALL, "from": "team/mine"}),
+            team.post("/api/pull", json={"model": SMALL}),
+        ]
+        assert boss.post("/api/copy", json={"source": SMALL, "destination": "team/one"}).status_code == 200
+        copied = team.post("/api/copy", json={"source": "team/one", "destination": "team/two"})
+        replaced = team.post("/api/copy", json={"source": "team/one", "destination": SMALL})
+        deleted = team.request("DELETE", "/api/delete", json={"model": "team/two"})
+
+    assert [(r.status_code, r.headers["x-drover-error"]) for r in [*refused, replaced]] == [
+        (403, "model_not_allowed")
+    ] * 7
+    assert (copied.status_code, deleted.status_code) == (200, 200)

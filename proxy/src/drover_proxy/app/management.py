@@ -22,7 +22,11 @@ def manage(call: Call) -> None:
     """Take a management call whose body is here."""
     asked = read(call.route, call.ex.body)
     call.asked = asked
-    _refuse_cloud_source(asked)
+    source = _source(asked)
+    for name in (asked.model, source, _canonical(asked.destination) if asked.destination else None):
+        if name is not None and not call.caller.may_use(call.parts.catalogue.target(name)):
+            call.fail(403, "model_not_allowed", f"this key may not manage the model {name!r}")
+            return
     call.parts.log.info("management", route=call.route.name, model=asked.model, key=call.caller.name)
     victim = ""
     if call.route.name in REPLACING:
@@ -35,13 +39,15 @@ def manage(call: Call) -> None:
         _forward(call, asked, None)
 
 
-def _refuse_cloud_source(asked: Asked) -> None:
+def _source(asked: Asked) -> str | None:
+    """Return what a model is made from, if that is another one; a cloud model is refused."""
+    text = asked.text("from")
     try:
-        canonical(asked.text("from"))
+        return canonical(text) if text else None
     except CloudName as error:
         raise BodyProblem(403, "cloud_refused", str(error)) from error
     except NameProblem:
-        return  # Ollama knows more forms (a path, a repository), and says itself what is wrong
+        return text  # Ollama knows more forms (a path, a repository), and says itself what is wrong
 
 
 def _canonical(name: str) -> str:
