@@ -21,6 +21,7 @@ from tests.proxy.desk import Desk, opened
 from tests.proxy.matrix import Case, combinations, in_the_answer, run_all
 from tests.proxy.rig import Rig
 
+SLOTS = 2
 AT_ONCE_SECONDS = 0.05
 """The promise. It is held against the median, since this machine may be busy with other things."""
 LATE_SECONDS = 1.0
@@ -32,7 +33,7 @@ SECONDS = 120 + REPEAT // 4
 @pytest.fixture
 async def desk(tmp_path: Path, nvml: Path) -> AsyncIterator[Desk]:
     """The proxy over a scripted Ollama."""
-    async with opened(tmp_path, nvml) as made:
+    async with opened(tmp_path, nvml, slots=SLOTS) as made:
         yield made
 
 
@@ -121,6 +122,7 @@ async def test_whoever_leaves_leaves_nothing(desk: Desk) -> None:
         now = await asyncio.to_thread(Books, desk)
     assert differences(before, now) == []
     report(desk, seconds)
+    assert desk.ollama.most_active == SLOTS, "a request was sent before the one in its slot had stopped"
     for moment, latencies in desk.latencies.items():
         assert statistics.median(latencies) <= AT_ONCE_SECONDS, moment
         assert max(latencies) <= LATE_SECONDS, moment

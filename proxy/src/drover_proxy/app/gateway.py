@@ -21,6 +21,7 @@ from drover_proxy.wire import Outcome as WireOutcome
 if TYPE_CHECKING:
     from drover_proxy.app.parts import Parts
     from drover_proxy.wire.fields import Fields
+    from drover_proxy.wire.parting import Parting
 
 ALIVE = b"Ollama is running"
 CORE_OUTCOME = {
@@ -31,6 +32,10 @@ CORE_OUTCOME = {
     End.REFUSED: Outcome.ERROR,
     End.IN_BAND_ERROR: Outcome.ERROR,
 }
+STOP_SECONDS = 15.0
+"""How long Ollama is given to stop when a client has left, before its slot is taken for free all the same.
+
+It pings a runner that hangs for 10 s before it kills it; a batch of a long prompt takes seconds."""
 SAFE_FAULTS = (UpstreamFault.DIAL, UpstreamFault.CONNECT_TIMEOUT)
 
 
@@ -149,7 +154,18 @@ class Gateway:
         if call.queued:
             call.queued = False
             self._parts.runtime.forget(ex.id)
-            self._parts.runtime.post(RequestCancelled(ex.id))
+            if ex.parting is None:
+                self._parts.runtime.post(RequestCancelled(ex.id))
+            else:
+                self._parts.spawn(self._freed(ex.id, ex.parting))
+
+    async def _freed(self, request: int, parting: Parting) -> None:
+        """Free a slot when Ollama has stopped: who came earlier would queue inside Ollama."""
+        try:
+            if not await parting.wait(STOP_SECONDS):
+                self._parts.log.warning("slow_to_stop", request=request, seconds=STOP_SECONDS)
+        finally:
+            self._parts.runtime.post(RequestCancelled(request))
 
     def finished(self, ex: Exchange, outcome: WireOutcome) -> None:
         """Account for a request that is over."""

@@ -101,7 +101,7 @@ class Queued:
         call = self._call
         parts = call.parts
         instance = call.instance = parts.instances[command.instance]
-        call.forwarded = True
+        call.forwarded = call.ex.follows = True
         call.queue_seconds = command.waited_seconds
         call.load_seconds = command.load_seconds
         parts.metrics.queue_wait.observe(command.waited_seconds)

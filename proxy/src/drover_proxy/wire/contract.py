@@ -136,7 +136,10 @@ class Handler(Protocol):
         """
 
     def gone(self, ex: Exchange, /) -> None:
-        """Learn that the client left before the end. The upstream's connection is already closed."""
+        """Learn that the client left before the end. The upstream's connection is already closed.
+
+        Where the handler had set `ex.follows`, `ex.parting` tells when the upstream has stopped.
+        """
 
     def finished(self, ex: Exchange, outcome: Outcome, /) -> None:
         """Learn how it ended. Exactly once for each exchange that `head` was called with."""

@@ -14,6 +14,7 @@ from drover_proxy.wire.states import NEXT, Event, State, illegal
 
 if TYPE_CHECKING:
     from drover_proxy.wire.client import ClientConnection
+    from drover_proxy.wire.parting import Parting
     from drover_proxy.wire.pool import Upstream
 
 
@@ -39,11 +40,13 @@ class Exchange:
         "context",
         "detail",
         "failure",
+        "follows",
         "headers",
         "http10",
         "id",
         "keep_alive",
         "method",
+        "parting",
         "path",
         "plan",
         "query",
@@ -84,6 +87,10 @@ class Exchange:
         """The whole body, where the plan was BUFFER, without its framing."""
         self.context: Any = None
         """The handler's own; the wire never looks at it."""
+        self.follows = False
+        """The handler wants to know when the upstream has stopped, should the client leave: it sets this, and
+        awaits `parting` when told that the client is gone."""
+        self.parting: Parting | None = None
         self.status = 0
         self.bytes_in = 0
         self.bytes_out = 0
@@ -287,7 +294,9 @@ class Exchange:
     def left(self) -> None:
         """The client is gone: so is the upstream's connection, before anything else is done."""
         self.move(Event.LEFT)
-        self.drop_relay()
+        relay, self.relay = self.relay, None
+        if relay is not None:
+            self.parting = relay.cancel(follow=self.follows)
         try:
             self.connection.handler.gone(self)
         except Exception as trouble:  # noqa: BLE001 - as in begin

@@ -1,0 +1,63 @@
+"""Learns when an upstream has stopped working for a client that left: when it closes its end, too."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+
+WORKING = frozenset((1, 4, 5))
+"""TCP's states (as in linux/tcp_states.h) while the other end is open: established, and both FIN-WAITs."""
+
+FIRST_SECONDS = 0.002
+LONGEST_SECONDS = 0.05
+"""How often the kernel is asked: Ollama takes 6 to 16 ms to stop, or as long as its runner's batch takes."""
+
+
+class Parting:
+    """A connection that was closed while the upstream was at work, kept only to see the other end close.
+
+    It is shut down in both directions. To the upstream that is a closed socket and no half-closed one: it
+    reads the end, and whatever it still writes is answered by a reset.
+    """
+
+    __slots__ = ("_sock",)
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+
+    @classmethod
+    def of(cls, transport: asyncio.Transport) -> Parting | None:
+        """Part from an upstream; None where nothing can be seen (a Unix socket, or closed already)."""
+        sock = transport.get_extra_info("socket")
+        if sock is None or sock.fileno() < 0 or sock.family == socket.AF_UNIX:
+            return None
+        kept = socket.socket(fileno=os.dup(sock.fileno()))
+        try:
+            kept.shutdown(socket.SHUT_RDWR)
+        except OSError:  # reset by the upstream in this very moment
+            kept.close()
+            return None
+        return cls(kept)
+
+    @property
+    def over(self) -> bool:
+        """Whether the upstream has closed its end."""
+        try:
+            return self._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] not in WORKING
+        except OSError:
+            return True
+
+    async def wait(self, longest: float) -> bool:
+        """Wait for the other end's close, at most so many seconds; say whether it came. Ends the watching."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + longest
+        pause = FIRST_SECONDS
+        with contextlib.closing(self._sock):
+            while not self.over:
+                if loop.time() >= deadline:
+                    return False
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, LONGEST_SECONDS)
+        return True
