@@ -26,9 +26,10 @@ KEY = b"Authorization: Bearer " + KEYS["admin"].encode() + b"\r\n"
 class Stage:
     """The proxy's process, the Ollama that the test plays, and clients."""
 
-    def __init__(self, rig: Rig, ollama: ScriptedOllama) -> None:
+    def __init__(self, rig: Rig, ollamas: list[ScriptedOllama]) -> None:
         self.rig = rig
-        self.ollama = ollama
+        self.ollama = ollamas[0]
+        self.ollamas = ollamas
         self._numbers = iter(range(1_000_000))
         self._clients: list[Peer] = []
 
@@ -114,33 +115,36 @@ def chunk(data: bytes) -> bytes:
 
 @contextlib.asynccontextmanager
 async def stage(
-    folder: Path, nvml: Path, *, models: tuple[str, ...] = (MODEL,), **config: Any
+    folder: Path,
+    nvml: Path,
+    *,
+    models: tuple[str, ...] = (MODEL,),
+    slots: int = 8,
+    instances: int = 1,
+    **config: Any,
 ) -> AsyncIterator[Stage]:
     """Start everything, and stop it again."""
-    ollama = ScriptedOllama(list(models))
-    port = await ollama.start()
+    ollamas = [ScriptedOllama(list(models)) for _ in range(instances)]
+    ports = [await ollama.start() for ollama in ollamas]
     extra = {
-        "gpus": [{"uuid": "GPU-0", "total_bytes": 1 << 40}],
+        "gpus": [{"uuid": f"GPU-{number}", "total_bytes": 1 << 40} for number in range(instances)],
         "models": {name: {"context": 4096} for name in models},
         **config,
     }
-    rig = Rig(
-        folder, nvml, slots=config.pop("slots", 8), extra={k: v for k, v in extra.items() if k != "slots"}
-    )
-    rig.instance_ports = [port]
+    rig = Rig(folder, nvml, gpu_bytes=(1 << 40,) * instances, slots=slots, extra=extra)
+    rig.instance_ports = ports
     rig.write_config()
     try:
         await asyncio.to_thread(rig.start_proxy, wait=False)
-        await eventually_async(
-            lambda: asyncio.to_thread(_is_ready, rig), timeout=30, what=rig.log.read_text()
-        )
-        made = Stage(rig, ollama)
+        await eventually_async(lambda: asyncio.to_thread(_is_ready, rig), timeout=30)
+        made = Stage(rig, ollamas)
         try:
             yield made
         finally:
             made.leave()
     finally:
-        ollama.stop()
+        for ollama in ollamas:
+            ollama.stop()
         await asyncio.to_thread(rig.stop)
 
 
