@@ -111,6 +111,8 @@ class Traffic:
 
     port: int
     tls: ssl.SSLContext | None = None
+    host: str = "127.0.0.1"
+    key: str = KEYS["use"]
     answers: list[float] = field(default_factory=list)
     """Seconds each short request took, on a new connection or a kept one."""
     streams: list[int] = field(default_factory=list)
@@ -123,11 +125,11 @@ class Traffic:
         """Return a new connection."""
         if self.tls is not None:
             return http.client.HTTPSConnection("localhost", self.port, timeout=60, context=self.tls)
-        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        return http.client.HTTPConnection(self.host, self.port, timeout=60)
 
     def ask(self, connection: http.client.HTTPConnection, path: str, body: dict | None = None) -> bytes:
         """Send one request and return the whole answer."""
-        headers = {"Authorization": f"Bearer {KEYS['use']}", "Content-Type": "application/json"}
+        headers = {"Authorization": f"Bearer {self.key}", "Content-Type": "application/json"}
         content = json.dumps(body) if body else None
         connection.request("POST" if body else "GET", path, body=content, headers=headers)
         answer = connection.getresponse()
@@ -154,7 +156,7 @@ class Traffic:
 
     def generate(self, tokens: int) -> None:
         """Have a text made again and again."""
-        body = {"model": SMALL, "prompt": "One", "options": {"num_predict": tokens}}
+        body = {"model": SMALL, "prompt": f"[[tokens={tokens}]]"}
         while not self.stopped:
             connection = self.connection()
             try:
