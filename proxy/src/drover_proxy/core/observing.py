@@ -197,8 +197,7 @@ def run_timers(state: State, now: float) -> None:
     """End what takes too long, and forget what is long ago."""
     for runner in tuple(state.runners.values()):
         suspicion_ends = runner.suspect_since is not None and now - runner.suspect_since >= SUSPICION_SECONDS
-        unsure = runner.taken_away and state.blind(runner.key.instance, now)
-        if suspicion_ends and not unsure and runner.key not in state.siblings.leaving:
+        if suspicion_ends and not runner.taken_away:  # else it has to be seen
             runner.suspect_since = None
         if runner.deadline is None or now < runner.deadline:
             continue
