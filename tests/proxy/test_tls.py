@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import http.client
 import signal
+import socket
+import ssl
+import warnings
 
 import httpx
 import pytest
@@ -15,8 +19,6 @@ from tests.support import eventually
 
 def serial_of(rig, authority):
     """Return the serial number of the certificate that the door shows."""
-    import socket
-
     with (
         socket.create_connection(("127.0.0.1", rig.port), timeout=5) as plain,
         context_of(authority).wrap_socket(plain, server_hostname="localhost") as secure,
@@ -60,3 +62,72 @@ def test_mutual_tls(make_rig, tmp_path):
     with httpx.Client(verify=context_of(authority, client), trust_env=False) as known:
         assert known.get(url).status_code == 401
         assert known.get(url, headers={"x-api-key": KEYS["use"]}).status_code == 200
+
+
+def agreed(rig, authority, *, version=None, alpn=()):
+    """Shake hands; return the version and the protocol that were agreed on."""
+    context = context_of(authority)
+    if version:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of TLS 1.1, which is the point
+            context.minimum_version = context.maximum_version = version
+        context.set_ciphers("ALL:@SECLEVEL=0")
+    if alpn:
+        context.set_alpn_protocols(list(alpn))
+    with (
+        socket.create_connection(("127.0.0.1", rig.port), timeout=5) as plain,
+        context.wrap_socket(plain, server_hostname="localhost") as secure,
+    ):
+        return secure.version(), secure.selected_alpn_protocol()
+
+
+def test_versions_and_protocols(make_rig, tmp_path):
+    """TLS 1.2 and 1.3 and no older one; by ALPN it is http/1.1, whatever else is offered."""
+    authority = Authority(tmp_path)
+    cert, key, _ = authority.issue("server")
+    rig = make_rig()
+    rig.write_config(tls={"cert": str(cert), "key": str(key)})
+    rig.start()
+    assert agreed(rig, authority, version=ssl.TLSVersion.TLSv1_2)[0] == "TLSv1.2"
+    assert agreed(rig, authority, version=ssl.TLSVersion.TLSv1_3)[0] == "TLSv1.3"
+    with pytest.raises((ssl.SSLError, ConnectionError)):
+        agreed(rig, authority, version=ssl.TLSVersion.TLSv1_1)
+    assert agreed(rig, authority, alpn=("h2", "http/1.1"))[1] == "http/1.1"
+    assert agreed(rig, authority)[1] is None
+
+
+def test_connections_outlive_a_new_certificate(make_rig, tmp_path):
+    """What was under way with the old certificate goes on, and a broken new one changes nothing."""
+    authority = Authority(tmp_path)
+    cert, key, serial = authority.issue("server")
+    rig = make_rig()
+    rig.write_config(tls={"cert": str(cert), "key": str(key)})
+    rig.start()
+    door = http.client.HTTPSConnection("localhost", rig.port, context=context_of(authority), timeout=10)
+    assert ask(door) == 200
+    socket_before = door.sock
+    good, good_key = cert.read_bytes(), key.read_bytes()
+    authority.issue("server")
+    for broken, broken_key in ((b"no certificate", good_key), (cert.read_bytes(), good_key)):
+        failures = len(rig.lines("reload_failed"))
+        cert.write_bytes(broken)
+        key.write_bytes(broken_key)
+        rig.signal(signal.SIGHUP)
+        eventually(lambda count=failures: len(rig.lines("reload_failed")) > count)
+        assert serial_of(rig, authority) == serial
+    cert.write_bytes(good)
+    _, _, renewed = authority.issue("server")
+    rig.signal(signal.SIGHUP)
+    eventually(lambda: rig.lines("reloaded"))
+    assert serial_of(rig, authority) == renewed
+    assert ask(door) == 200
+    assert door.sock is socket_before
+    door.close()
+
+
+def ask(door):
+    """Ask over a connection that is kept; returns the status."""
+    door.request("GET", "/api/version", headers={"authorization": f"Bearer {KEYS['use']}"})
+    with door.getresponse() as answer:
+        answer.read()
+        return answer.status

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 import resource
 import signal
@@ -143,7 +142,6 @@ class Service:
         )
         self._chores = [parts.spawn(work) for work in works]
         self._log.info("ready", listen=places, admin_listen=admin_places, models=len(parts.catalogue.models))
-        gc.freeze()  # what is here by now stays: no collection need look at it, and stop streams meanwhile
         self._notifier.ready(f"serving on {', '.join(places)}")
         await self._stopping.wait()
         return await (self._leave() if self._handover.possible else self._drain())
@@ -187,7 +185,7 @@ class Service:
             keys = self._keys if fresh.keys_file == parts.config.keys_file else _keys_file(fresh)
             ring = keys.load() if keys else None
             if self._tls is not None and fresh.tls is not None and fresh.tls == parts.config.tls:
-                self._tls.load_cert_chain(fresh.tls.cert, fresh.tls.key)
+                _renew(self._tls, fresh.tls)
         except (ConfigError, OSError, ssl.SSLError) as error:
             parts.metrics.reload_ok = False
             problems = [str(p) for p in error.problems] if isinstance(error, ConfigError) else [str(error)]
@@ -305,6 +303,15 @@ def _sockets(config: ProxyConfig) -> tuple[list[socket.socket], list[socket.sock
         return public or bind(config.listen), admin or bind(config.admin_listen)
     except BindError as error:
         raise StartError(str(error)) from error
+
+
+def _renew(context: ssl.SSLContext, config: TlsConfig) -> None:
+    """Take a new certificate into use; what doesn't fit together leaves the old one as it was."""
+    # A context that fails to load a key is left with the new certificate and no key for it: try on another.
+    ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(config.cert, config.key)
+    context.load_cert_chain(config.cert, config.key)
+    if config.client_ca:
+        context.load_verify_locations(config.client_ca)  # adds; who was trusted stays so until a restart
 
 
 def _tls(config: TlsConfig) -> ssl.SSLContext:
