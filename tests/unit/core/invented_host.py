@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from drover_proxy.core import CoreConfig, Gpu, Instance, LoadLimits, Profile, QueueLimits, Scheduler
 from drover_proxy.core import commands as c
 from drover_proxy.core import events as e
+from drover_proxy.core.entities import LIVE
 from hypothesis.stateful import RuleBasedStateMachine
 
 from tests.unit.core.desk import GIB, model
@@ -51,14 +52,20 @@ class Process:
     context: int
     slots: int
     taken: dict[str, int] = field(default_factory=dict)
+    left: dict[str, int] = field(default_factory=dict)
+    """What it saw free at its load less what it takes, as Ollama remembers it; empty: nobody knows."""
 
 
 class InventedHost(RuleBasedStateMachine):
     """Three overlapping instances over two GPUs, obeying the scheduler's commands and checking each."""
 
+    knows_books = True
+    """Whether the scheduler has seen every load since it was made, but those of strangers."""
+
     def __init__(self) -> None:
         super().__init__()
         self.core = Scheduler(CONFIG)
+        self.saw_free: dict[str, dict[str, int]] = {}
         self.now = 50.0
         self.counter = 0
         self.up: set[str] = set()
@@ -132,8 +139,23 @@ class InventedHost(RuleBasedStateMachine):
         if self.sampled_at > self.disturbed_at and self.now - self.sampled_at < 10:
             room = sum(max(0, self.free(uuid) - GIB) for uuid in gpus)
             assert room >= command.predicted_bytes - 2, "loaded into memory that isn't there"
+        self.check_books(command, gpus)
+        self.saw_free[command.instance] = {uuid: self.free(uuid) for uuid in gpus}
         self.loading[command.instance] = command
         self.load_began[command.instance] = self.now
+
+    def check_books(self, command: c.Load, gpus: tuple[str, ...]) -> None:
+        """Whichever of the others Ollama asks what is free, it must not come to evict somebody."""
+        others = {key: process for key, process in self.running.items() if key[0] == command.instance}
+        known = {tuple(key) for key, runner in self.core.state.runners.items() if runner.state in LIVE}
+        if not others or not self.knows_books or not set(others) <= known:
+            return
+        believed = 0
+        for uuid in gpus:
+            reported = [max(0, process.taken.get(uuid, 0) - GIB // 2) for process in others.values()]
+            remembered = [process.left[uuid] for process in others.values() if uuid in process.left]
+            believed += max(0, min([TOTAL[uuid] - sum(reported), *remembered]))
+        assert MODELS[command.model].size_bytes <= believed * 80 // 100, "Ollama would evict"
 
     def end_load(self, instance: str) -> None:
         command = self.loading.pop(instance)
@@ -149,7 +171,9 @@ class InventedHost(RuleBasedStateMachine):
         taken = {uuid: min(amount, free[uuid]) for uuid, amount in taken.items()}
         slots = 1 if info.embedding_only else gpus.slots
         key = (instance, info.blob)
-        self.running[key] = Process(command.model, command.context, slots, taken)
+        saw = self.saw_free.pop(instance, {})
+        left = {uuid: max(0, free - taken[uuid]) for uuid, free in saw.items() if uuid in taken}
+        self.running[key] = Process(command.model, command.context, slots, taken, left)
         self.dead.discard(key)
         seen = e.RunnerSeen(command.model, size, on_gpu, command.context, sum(taken.values()))
         self.send(e.LoadFinished(instance, command.model, seen))

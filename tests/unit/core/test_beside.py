@@ -40,6 +40,7 @@ def test_what_ollama_would_evict_for_makes_room_first(one):
     """A model that fits by its size but not by Ollama's guess: the core evicts, before the load."""
     answer = one.arrive(1, "guessed")
     assert unloads(answer) == ["a"]
+    assert only(answer, c.Unload).reason == "room by Ollama's own rule for guessed"
     assert "Load" not in kinds(answer)
     one.unloaded("a")
     assert kinds(one.memory(G0=24)) == ["Load"]

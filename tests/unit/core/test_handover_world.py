@@ -29,6 +29,8 @@ OF_WITHDRAWAL = (e.WithdrawModel, e.WithdrawalEnded)
 class HandoverWorld(World):
     """A host whose proxy is restarted while it works; `core` is the newest scheduler."""
 
+    knows_books = False
+
     def __init__(self) -> None:
         super().__init__()
         self.cores = [self.core]

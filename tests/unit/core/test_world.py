@@ -137,6 +137,8 @@ class World(InventedHost):
         self.loading.clear()
         self.unloading.clear()
         self.withdrawals.clear()
+        for process in self.running.values():
+            process.left.clear()
         for name in sorted(self.known):
             self.send(e.ModelKnown(name, MODELS[name]))
         for instance in sorted(self.up):

@@ -143,7 +143,8 @@ def _act(state: State, site: Site, model: str, now: float) -> bool:
         send_load(state, site, now)
     elif site.fit is Fit.EVICT:
         for runner in site.victims:
-            send_unload(state, runner, f"room for {model}", now)
+            why = "room by Ollama's own rule" if runner.key in site.by_rule else "room"
+            send_unload(state, runner, f"{why} for {model}", now)
     elif site.fit is Fit.BLOCKED:
         tenure = state.config.queue.starve_seconds
         busy = [runner for runner in site.victims if not runner.idle]

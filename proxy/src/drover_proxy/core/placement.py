@@ -55,6 +55,8 @@ class Site:
     fit: Fit
     victims: tuple[Runner, ...] = ()
     free_bytes: int = 0
+    by_rule: frozenset[RunnerKey] = frozenset()
+    """Those of the victims whose memory isn't needed, but beside whom Ollama would evict by its own rule."""
     refused_by_ollama: bool = False
     """There would be room, but beside those who must stay Ollama would evict one of them by its own rule."""
 
@@ -167,13 +169,15 @@ def _with_room(state: State, site: Site, room: Room, required: tuple[Runner, ...
     if not required and later.suffices():
         return Site(spec, need, Fit.SOON)
     evictable = candidates(state, need, now)
+    by_size = replace(later, need=replace(need, beside_bytes=0))
     if all(runner.idle for runner in required):
         idle = enough(later, [r for r in evictable if r.idle], required)
         if idle is not None:
-            return Site(spec, need, Fit.EVICT, tuple(idle))
+            needed = enough(by_size, idle, required) or []
+            by_rule = frozenset(runner.key for runner in idle if runner not in needed)
+            return Site(spec, need, Fit.EVICT, tuple(idle), by_rule=by_rule)
     in_turn = sorted(evictable, key=lambda r: not r.idle)
     anyone = enough(later, in_turn, required)
     if anyone is not None:
         return Site(spec, need, Fit.BLOCKED, tuple(anyone))
-    by_size = Room(state, replace(need, beside_bytes=0), potential, staying)
     return Site(spec, need, Fit.NO_ROOM, refused_by_ollama=enough(by_size, in_turn, required) is not None)
