@@ -144,7 +144,8 @@ class Gateway:
     def error_answer(self, target: bytes, status: int, code: str, message: str) -> tuple[Fields, bytes]:
         """Say what the wire itself refused in the words of the path's clients."""
         self._parts.metrics.errors[code] += 1
-        return error_headers(status, code), error_body(dialect_of(target), status, code, message)
+        headers = error_headers(status, code, retry_after_seconds=1 if status == 503 else None)
+        return headers, error_body(dialect_of(target), status, code, message)
 
     def gone(self, ex: Exchange) -> None:
         """Give up what was begun for a client that has left."""
