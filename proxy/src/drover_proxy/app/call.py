@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from drover_proxy.dialect.body import Asked, BodyProblem
 from drover_proxy.dialect.errors import Headers, error_body, error_headers
-from drover_proxy.dialect.routes import UNKNOWN, Dialect, Route
+from drover_proxy.dialect.routes import Route
 from drover_proxy.dialect.watches import StreamWatch
-from drover_proxy.guard.keys import NOBODY
+from drover_proxy.guard.keys import Caller
 from drover_proxy.wire import Exchange
 
 if TYPE_CHECKING:
@@ -30,12 +30,10 @@ LOGGED = frozenset({401, 403, 409, 500, 502, 503, 504})
 """Rejections that an operator looks for: who was kept out, and what could not be served."""
 
 
-def request_id(ex: Exchange) -> bytes:
-    """Give the id that the client sent in X-Request-Id, or else make one."""
-    sent = ex.header(b"x-request-id")
-    if sent is not None and ID.fullmatch(sent) is not None:
-        return sent
-    return b"%b-%x" % (BOOT, ex.id)
+def sent(ex: Exchange) -> bytes | None:
+    """Give the id that the client sent in X-Request-Id, if it is one."""
+    value = ex.header(b"x-request-id")
+    return value if value is not None and ID.fullmatch(value) is not None else None
 
 
 class Call:
@@ -63,13 +61,15 @@ class Call:
         "watch",
     )
 
-    def __init__(self, parts: Parts, ex: Exchange, route: Route | None, dialect: Dialect) -> None:
+    def __init__(
+        self, parts: Parts, ex: Exchange, route: Route, caller: Caller, sent_id: bytes | None
+    ) -> None:
         self.parts = parts
         self.ex = ex
-        self.id = request_id(ex)
-        """What the client or the proxy calls this request: X-Request-Id."""
-        self.route = route or UNKNOWN[dialect]
-        self.caller = NOBODY
+        self.id = sent_id or b"%b-%x" % (BOOT, ex.id)
+        """What the client, or else the proxy, calls this request: X-Request-Id."""
+        self.route = route
+        self.caller = caller
         self.argument = ""
         self.asked: Asked | None = None
         self.model = ""

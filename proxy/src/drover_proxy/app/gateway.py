@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from drover_proxy.app import inference, listing, management
-from drover_proxy.app.call import Call
+from drover_proxy.app.call import Call, sent
 from drover_proxy.app.record import Recorder
 from drover_proxy.core.events import ForwardFailed, HeadersSent, Outcome, RequestCancelled, RequestFinished
 from drover_proxy.dialect import encoding
 from drover_proxy.dialect.body import BodyProblem
 from drover_proxy.dialect.errors import error_body, error_headers
-from drover_proxy.dialect.routes import Kind, dialect_of, match
-from drover_proxy.guard.door import MESSAGE, Refusal
+from drover_proxy.dialect.routes import UNKNOWN, Kind, Route, dialect_of, match
+from drover_proxy.guard.door import MESSAGE, Door, Refusal
+from drover_proxy.guard.keys import NOBODY, Caller, KeyRing
 from drover_proxy.wire import BodyPlan, Exchange, UpstreamError, UpstreamFault
 from drover_proxy.wire import Kind as End
 from drover_proxy.wire import Outcome as WireOutcome
@@ -39,6 +40,22 @@ It pings a runner that hangs for 10 s before it kills it; a batch of a long prom
 SAFE_FAULTS = (UpstreamFault.DIAL, UpstreamFault.CONNECT_TIMEOUT)
 
 
+BUFFER = BodyPlan.BUFFER
+
+
+class Admission(NamedTuple):
+    """What the head of a request came to. It holds for the next one with the same head."""
+
+    ring: KeyRing | None
+    route: Route
+    caller: Caller
+    id: bytes | None
+
+    def holds(self, door: Door) -> bool:
+        """Whether the same keys are in force, and the caller's hasn't expired."""
+        return self.ring is door.ring and door.in_time(self.caller)
+
+
 class Gateway:
     """Serves the public listeners."""
 
@@ -60,8 +77,16 @@ class Gateway:
 
     def head(self, ex: Exchange) -> BodyPlan:
         """Decide by the head alone whether the request is let in, and what its body is for."""
+        admission: Admission | None = ex.memo.handler
+        if admission is not None and admission.holds(self._parts.door):
+            ex.context = Call(self._parts, ex, admission.route, admission.caller, admission.id)
+            return BUFFER
+        return self._decide(ex)
+
+    def _decide(self, ex: Exchange) -> BodyPlan:
         found = match(ex.method, ex.path)
-        call = ex.context = Call(self._parts, ex, found.route, found.dialect)
+        sent_id = sent(ex)
+        call = ex.context = Call(self._parts, ex, found.route or UNKNOWN[found.dialect], NOBODY, sent_id)
         call.argument = found.argument
         route = found.route
         # An unknown path needs a key too, so that nobody learns the routes without one.
@@ -84,7 +109,9 @@ class Gateway:
         elif route.streams:
             return BodyPlan.STREAM
         elif route.has_body:
-            return BodyPlan.BUFFER
+            if self._parts.door.knows(ex):
+                ex.memo.handler = Admission(self._parts.door.ring, route, call.caller, sent_id)
+            return BUFFER
         return BodyPlan.NONE
 
     def _let_in(self, call: Call) -> bool:
@@ -114,10 +141,12 @@ class Gateway:
     def answered(self, ex: Exchange, _status: int) -> None:
         """Note when the answer began."""
         call: Call = ex.context
-        call.first_byte_seconds = call.elapsed()
+        seconds = call.first_byte_seconds = call.elapsed()
         if call.queued:
-            self._parts.metrics.first_byte.observe(call.first_byte_seconds)
-            self._parts.runtime.post(HeadersSent(ex.id))
+            parts = self._parts
+            parts.metrics.first_byte.observe(seconds)
+            if call.watch is not None:  # the head of any other answer comes with its end
+                parts.runtime.post(HeadersSent(ex.id))
 
     def upstream_failed(self, ex: Exchange, error: UpstreamError) -> bool:
         """Let the core send it elsewhere if it never reached its instance; else say what happened."""

@@ -43,11 +43,10 @@ def _take(call: Call, asked: Asked) -> None:
     target = catalogue.target(asked.model)
     if not call.caller.may_use(target):
         call.fail(403, "model_not_allowed", f"this key may not use the model {asked.name!r}")
-        return
-    if catalogue.dirty or catalogue.resolve(asked.model) is None:
+    elif target not in catalogue.models or catalogue.dirty:
         call.later(_after_miss(call, asked))
-        return
-    _admit(call, asked, target)
+    else:
+        _admit(call, asked, target)
 
 
 async def _after_miss(call: Call, asked: Asked) -> None:
@@ -105,10 +104,11 @@ class Queued:
         call.queue_seconds = command.waited_seconds
         call.load_seconds = command.load_seconds
         parts.metrics.queue_wait.observe(command.waited_seconds)
-        context = command.options.get("num_ctx")
-        if context is None or call.route.native:
-            self._send(call.model, command.options if call.route.native else None)
+        options = command.options
+        if not options or call.route.native:
+            self._send(call.model, options if call.route.native else None)
             return
+        context = options["num_ctx"]
         entry = parts.catalogue.models.get(call.model)
         if entry is None:
             call.fail(404, "model_not_found", f"model '{call.model}' not found")

@@ -182,24 +182,34 @@ class Runtime:
                 self._reject(Reject(request, 500, "internal", "the scheduler failed; see the proxy's log"))
             return
         for command in commands:
-            self._try(command)
+            if isinstance(command, Forward):
+                self._forward(command)
+            else:
+                self._try(command)
+
+    def _forward(self, command: Forward) -> None:
+        waiter = self.waiters.get(command.request)
+        if waiter is None:
+            return
+        try:
+            waiter.forward(command)
+        except Exception as error:  # noqa: BLE001 - a bug costs one request, never the proxy
+            self._failed(command, error)
+            self._reject(Reject(command.request, 500, "internal", "the proxy failed; see its log"))
+            self.post(RequestFinished(command.request, Outcome.ERROR))
 
     def _try(self, command: Command) -> None:
         try:
             self._carry_out(command)
         except Exception as error:  # noqa: BLE001 - the commands after it, and the clock, must go on
-            self.metrics.alerts["command_error"] += 1
-            self.log.write("error", "command_error", command=type(command).__name__, error=repr(error))
-            if isinstance(command, Forward):
-                self._reject(Reject(command.request, 500, "internal", "the proxy failed; see its log"))
-                self.post(RequestFinished(command.request, Outcome.ERROR))
+            self._failed(command, error)
+
+    def _failed(self, command: Command, error: Exception) -> None:
+        self.metrics.alerts["command_error"] += 1
+        self.log.write("error", "command_error", command=type(command).__name__, error=repr(error))
 
     def _carry_out(self, command: Command) -> None:
-        if isinstance(command, Forward):
-            waiter = self.waiters.get(command.request)
-            if waiter is not None:
-                waiter.forward(command)
-        elif isinstance(command, Reject):
+        if isinstance(command, Reject):
             self._reject(command)
         elif isinstance(command, Load):
             self.log.info(

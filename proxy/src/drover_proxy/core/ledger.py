@@ -78,12 +78,12 @@ class Ledger:
     def __init__(self, gpus: Iterable[Gpu], timeout_seconds: float) -> None:
         self.books = {gpu.uuid: GpuBook(gpu.uuid, gpu.total_bytes) for gpu in gpus}
         self.timeout_seconds = timeout_seconds
-        self._begun = False
+        self.begun = False
 
     def begin(self, now: float) -> None:
         """Start the clock by which missing samples are noticed; only the first call counts."""
-        if not self._begun:
-            self._begun = True
+        if not self.begun:
+            self.begun = True
             for book in self.books.values():
                 book.changed_at = now
 

@@ -29,8 +29,6 @@ from drover_proxy.core.events import (
     Needs,
     Outcome,
     RequestArrived,
-    RequestCancelled,
-    RequestFinished,
 )
 from drover_proxy.core.state import State
 from drover_proxy.core.transitions import IllegalTransition, RequestState, RunnerState
@@ -153,11 +151,9 @@ def serve_waiting(state: State, now: float) -> None:
             forward(state, state.oldest(model), runner, now)
 
 
-def cancel(state: State, event: RequestCancelled, now: float) -> None:
-    """End a request whose client left; one that has ended is ignored."""
-    request = state.requests.get(event.request)
-    if request is not None:
-        state.turn(request, RequestState.CANCELLED, now)
+def cancel(state: State, request: Request, now: float) -> None:
+    """End a request whose client left."""
+    state.turn(request, RequestState.CANCELLED, now)
 
 
 def headers_sent(state: State, event: HeadersSent, now: float) -> None:
@@ -167,15 +163,13 @@ def headers_sent(state: State, event: HeadersSent, now: float) -> None:
         state.turn(request, RequestState.ANSWERING, now)
 
 
-def finish(state: State, event: RequestFinished, now: float) -> None:
-    """End a forwarded request; one that was cancelled before is ignored."""
-    request = state.requests.get(event.request)
-    if request is None:
-        return
+def finish(state: State, request: Request, outcome: Outcome, now: float) -> None:
+    """End a forwarded request."""
     model, forwarded_at = request.model, request.forwarded_at
-    state.story.tell(now, event.outcome, request=request.id, model=model)
+    if outcome is not Outcome.OK:
+        state.story.tell(now, outcome, request=request.id, model=model)
     state.turn(request, RequestState.DONE, now)
-    if event.outcome is Outcome.OK:
+    if outcome is Outcome.OK:
         timing = state.service_seconds.get(model)
         if timing is None:
             timing = state.service_seconds[model] = Timing(now - forwarded_at)

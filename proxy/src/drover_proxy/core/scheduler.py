@@ -38,11 +38,8 @@ def _drain(state: State, event: events.DrainRequested, now: float) -> None:
 
 
 HANDLERS: dict[type[object], Handler] = {
-    events.RequestArrived: queueing.arrive,
-    events.RequestCancelled: queueing.cancel,
     events.HeadersSent: queueing.headers_sent,
     events.ForwardFailed: queueing.bounce,
-    events.RequestFinished: queueing.finish,
     events.LoadFinished: loading.load_finished,
     events.LoadFailed: loading.load_failed,
     events.UnloadObserved: observing.unload_observed,
@@ -61,9 +58,6 @@ HANDLERS: dict[type[object], Handler] = {
 }
 
 
-OF_REQUESTS = (events.RequestArrived, events.RequestFinished, events.RequestCancelled)
-
-
 class Scheduler:
     """Decides what is loaded, what is evicted, who waits and where a request runs."""
 
@@ -73,17 +67,20 @@ class Scheduler:
     def handle(self, event: events.Event, now: float) -> list[Command]:
         """Take an event and return what is to be done, in order. `now` is monotonic, in seconds."""
         state = self.state
-        state.out = []
-        state.ledger.begin(now)
-        if isinstance(event, OF_REQUESTS):
-            if self._of_request(event, now):
-                self._settle(now)
-        elif isinstance(event, events.HeadersSent):
-            queueing.headers_sent(state, event, now)
+        out: list[Command] = []
+        state.out = out
+        if not state.ledger.begun:
+            state.ledger.begin(now)
+        if isinstance(event, events.RequestArrived):
+            restless = self._arrived(event, now)
+        elif isinstance(event, (events.RequestFinished, events.RequestCancelled)):
+            restless = self._ended(event, now)
         else:
             HANDLERS[type(event)](state, event, now)
+            restless = not isinstance(event, events.HeadersSent)
+        if restless:
             self._settle(now)
-        return state.out
+        return out
 
     def reconfigure(self, config: CoreConfig) -> None:
         """Let other limits, profiles and settings of instances take effect; loaded runners stay as they are.
@@ -113,35 +110,34 @@ class Scheduler:
         """Return what happened to a request or a model, oldest first."""
         return self.state.story.of(request=request, model=model)
 
-    def _of_request(
-        self, event: events.RequestArrived | events.RequestFinished | events.RequestCancelled, now: float
-    ) -> bool:
-        """Apply what happens to one request, with only what can follow from it; return whether to settle.
+    # What happens to one request is the data path: it must not cost more when many wait. So only what can
+    # follow from it is done, and whether to settle is returned. What only time changes is left to Tick.
 
-        This is the data path: it must not cost more when many wait. What only time changes is left to Tick.
-        """
+    def _arrived(self, event: events.RequestArrived, now: float) -> bool:
         state = self.state
-        waiting = state.waiting
-        if isinstance(event, events.RequestArrived):
-            waited = event.model in waiting
-            queueing.arrive(state, event, now)
-            # The first who waits for a model may need a load.
-            return state.draining or (event.model in waiting and not waited)
-        model = runner = None
-        if (request := state.requests.get(event.request)) is not None:
-            model, runner = request.model, state.runners.get(request.runner) if request.runner else None
+        waited = event.model in state.waiting
+        queueing.arrive(state, event, now)
+        # The first who waits for a model may need a load.
+        return state.draining or (not waited and event.model in state.waiting)
+
+    def _ended(self, event: events.RequestFinished | events.RequestCancelled, now: float) -> bool:
+        state = self.state
+        request = state.requests.get(event.request)
+        if request is None:
+            return state.draining
+        runner = state.runners.get(request.runner) if request.runner is not None else None
         if isinstance(event, events.RequestFinished):
-            queueing.finish(state, event, now)
+            queueing.finish(state, request, event.outcome, now)
         else:
-            queueing.cancel(state, event, now)
+            queueing.cancel(state, request, now)
         if state.draining:
             return True
-        if runner is not None:
-            if waiting:
-                queueing.serve_waiting(state, now)  # its slot, if the event has freed one
-            return runner.idle and (bool(waiting or state.plans) or state.wants_gone(runner))
-        # The last who leaves may leave a plan behind.
-        return model not in waiting
+        if runner is None:  # the last who leaves may leave a plan behind
+            return request.model not in state.waiting
+        if state.waiting:
+            queueing.serve_waiting(state, now)  # its slot, which is free now
+            return runner.idle
+        return not runner.active and (bool(state.plans) or state.wants_gone(runner))
 
     def _settle(self, now: float) -> None:
         state = self.state

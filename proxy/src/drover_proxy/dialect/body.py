@@ -28,6 +28,8 @@ FIELDS = ("model", "name", "stream", "keep_alive", "options", "shift", "prompt",
 EMPTY = (b'""', b"null", b"[]")
 ZERO = (b"0", b'"0"', b'"0s"', b'"0m"', b'"0h"', b"-0", b"0.0", b'"0ms"')
 
+STREAM = {b"true": True, b"false": False}
+
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _text = msgspec.json.Decoder(str)
 _flag = msgspec.json.Decoder(bool)
@@ -114,6 +116,9 @@ def _read_fields(body: bytes, route: Route) -> tuple[dict[str, msgspec.Raw], boo
         fields = _fields.decode(body)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise BodyProblem(400, "invalid_body", f"the body of {route.name} is not usable: {error}") from error
+    names = "".join(fields)
+    if names.isascii() and names.islower():  # as good as always: nothing to fold
+        return fields, not _proves_itself(body, fields)
     changed = False
     for field in list(fields):
         folded = field.casefold()
@@ -131,10 +136,8 @@ def _proves_itself(body: bytes, fields: Mapping[str, msgspec.Raw]) -> bool:
     # A repeated field, or one whose name is escaped, makes the body longer than the fields that were read
     # need, written without blanks, as most clients write. Blanks would be room to hide a field in: a body
     # that has some is written anew.
-    need = 1 + 4 * len(fields)
-    for key, raw in fields.items():
-        need += (len(key) if key.isascii() else len(key.encode())) + len(raw)
-    return len(body) == need
+    values = sum(map(len, fields.values()))
+    return len(body) == 1 + 4 * len(fields) + len("".join(fields).encode()) + values
 
 
 def _is_null(raw: msgspec.Raw) -> bool:
@@ -167,7 +170,11 @@ def _name(fields: Mapping[str, msgspec.Raw], source: str) -> str:
 
 def _stream(fields: Mapping[str, msgspec.Raw], route: Route) -> bool:
     raw = fields.get("stream")
-    if raw is None or _is_null(raw):
+    if raw is None:
+        return route.stream_default
+    if len(raw) <= 5 and (said := STREAM.get(bytes(raw))) is not None:
+        return said
+    if _is_null(raw):
         return route.stream_default
     try:
         return _flag.decode(raw)

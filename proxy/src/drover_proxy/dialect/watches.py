@@ -58,8 +58,16 @@ class StreamWatch:
 
     def feed(self, data: bytes) -> None:
         """Take the next piece of the body."""
+        if self._record.endswith(self._separator) and len(data) <= KEPT_BYTES and not data.isspace():
+            self._record = (
+                data  # what was before is over, as with most tokens; the rest is seen to at the end
+            )
+        else:
+            self._keep_last(self._record + data)
+
+    def _keep_last(self, record: bytes) -> None:
+        """Keep the start of the last record of these."""
         separator = self._separator
-        record = self._record + data
         cut = record.rfind(separator, 0, len(record.rstrip(b"\n")))
         if cut >= 0:
             record = record[cut + len(separator) :]
@@ -72,6 +80,7 @@ class StreamWatch:
         """Whether the stream ended as its dialect ends; other statuses than 200 end by their framing."""
         if status != 200:
             return True
+        self._keep_last(self._record)
         record = self._record.strip()
         if self._separator == b"\n":
             return self._ends_natively(record)
@@ -94,6 +103,7 @@ class StreamWatch:
 
         The odd empty chunk isn't one: no client understands it. It only makes the stream not whole.
         """
+        self._keep_last(self._record)
         record = self._record.strip()
         if self._separator == b"\n":
             return _native_error(record) if NATIVE_ERROR.match(record) else None

@@ -71,11 +71,19 @@ class Door:
         shown = ex.header(b"authorization")
         if shown is not None and shown[:7] == b"Bearer ":
             caller = ring.by_key(shown[7:])
-            if caller is not None and self._in_time(caller):
+            if caller is not None and self.in_time(caller):
                 return caller
         return self._other_ways(ring, ex, shown)
 
-    def _in_time(self, caller: Caller) -> bool:
+    def knows(self, ex: Asking) -> bool:
+        """Whether one who was let in showed a key, or needs none: another request like it will be let in.
+
+        A signature has to be looked at each time, since it may be a replay.
+        """
+        return self.ring is None or (ex.header(b"authorization") or b"")[:7] == b"Bearer "
+
+    def in_time(self, caller: Caller) -> bool:
+        """Whether a caller's time isn't over."""
         return caller.expires_at is None or self.clock() < caller.expires_at
 
     def later(self, client: str, seconds: float, answer: Callable[[], None]) -> Callable[[], None] | None:
@@ -99,7 +107,7 @@ class Door:
         """Try what is rarer, and what is wrong."""
         reason = "no_key"
         for caller, fault in self._shown(ring, ex, shown):
-            if not fault and caller is not None and self._in_time(caller):
+            if not fault and caller is not None and self.in_time(caller):
                 return caller
             if reason == "no_key":  # the first thing that was shown is what was meant
                 reason = fault or "key_expired"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from drover_proxy.wire import answers
 from drover_proxy.wire.contract import BodyPlan, Kind, Outcome, UpstreamError, UpstreamFault, Watch
@@ -45,6 +45,7 @@ class Exchange:
         "http10",
         "id",
         "keep_alive",
+        "memo",
         "method",
         "parting",
         "path",
@@ -71,6 +72,8 @@ class Exchange:
     ) -> None:
         self.id = number
         self.method = method
+        self.memo = connection.parser.memo
+        """Shared by the exchanges of a connection that have the same head, but for its length."""
         self.target = target
         """In origin-form, as the client wrote it otherwise: nothing is decoded or normalised."""
         self.path, _, self.query = target.partition(b"?")
@@ -135,10 +138,11 @@ class Exchange:
 
     def move(self, event: Event) -> None:
         """Make a step in the table of states; raise IllegalTransition where it has none."""
-        following = NEXT[self.state][event]
-        if following is None:
-            raise illegal(self.state, event, repr(self))
-        self.state = following
+        self.state = NEXT[self.state][event] or self.refuse_step(event)
+
+    def refuse_step(self, event: Event) -> NoReturn:
+        """Raise IllegalTransition for a step that the table doesn't have."""
+        raise illegal(self.state, event, repr(self))
 
     # Answers of the proxy's own.
 
@@ -261,7 +265,7 @@ class Exchange:
 
     def ready(self) -> None:
         """Hand the request to the handler."""
-        self.move(READY)
+        self.state = NEXT[self.state][READY] or self.refuse_step(READY)
         try:
             self.connection.handler.ready(self)
         except Exception as trouble:  # noqa: BLE001 - as in begin

@@ -11,6 +11,7 @@ checked first, and llhttp has to agree.
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import httptools
 
@@ -49,6 +50,18 @@ def target_of(raw: bytes) -> bytes:
     return start[1] if start else b""
 
 
+class Memo:
+    """What was made of a head, for as long as its client sends the same one again."""
+
+    __slots__ = ("forwarded", "handler")
+
+    def __init__(self) -> None:
+        self.forwarded: dict[tuple[bytes, bytes], bytes] = {}
+        """The relay's: the heads made out of these fields, by target and host."""
+        self.handler: Any = None
+        """The handler's own: what it decided by the head alone."""
+
+
 class HeadParser:
     """Parses the heads of one connection's requests, one after the other.
 
@@ -65,10 +78,10 @@ class HeadParser:
         "chunked",
         "expects",
         "fields",
-        "forwarded",
         "http10",
         "keep_alive",
         "length",
+        "memo",
         "method",
         "target",
     )
@@ -79,8 +92,7 @@ class HeadParser:
         self._agree = True
         self._same: tuple[bytes, bytes] | None = None
         self._length_at = 0
-        self.forwarded: tuple[bytes, bytes, bytes] | None = None
-        """A memo of the relay's: target, host, and the head made for them out of these fields."""
+        self.memo = Memo()
         self.method = b""
         self.target = b""
         self.fields: Fields = []
@@ -98,7 +110,8 @@ class HeadParser:
         """Take a whole head, its empty line included; fill the attributes or raise BadRequest."""
         if self._same is not None and self._repeated(raw, *self._same):
             return
-        self._same = self.forwarded = None
+        self._same = None
+        self.memo = Memo()
         lines = raw[:-4].split(b"\r\n")
         line = REQUEST_LINE.fullmatch(lines[0])
         if line is None:

@@ -52,6 +52,7 @@ class Relay:
         "connection",
         "deadline",
         "exchange",
+        "transport",
         "watch",
     )
 
@@ -75,6 +76,8 @@ class Relay:
         self.active = False
         """Something moved since the last sweep."""
         self._client = exchange.connection
+        self.transport = exchange.connection.transport
+        """The client's."""
         self._limits = exchange.connection.limits
         self._upstream = upstream
         via = exchange.connection.server.via_line
@@ -93,10 +96,9 @@ class Relay:
     def _make_head(self, target: bytes, fields: Fields | None) -> bytes:
         """Make the head to be sent, up to its framing; a client that repeats itself has it made only once."""
         exchange, host = self.exchange, self._upstream.host_header
-        parser = self._client.parser
-        memo = parser.forwarded
-        if fields is None and memo is not None and memo[0] == target and memo[1] == host:
-            return memo[2]
+        made = exchange.memo.forwarded
+        if fields is None and (head := made.get((target, host))) is not None:
+            return head
         head = headers.request_head(
             exchange.method,
             target,
@@ -111,7 +113,7 @@ class Relay:
                 client.peer, exchange.headers, trusted=client.trusted, tls=client.tls, http10=exchange.http10
             )
         if fields is None:
-            parser.forwarded = (target, host, head)
+            made[target, host] = head
         return head
 
     # Sending.
@@ -202,10 +204,10 @@ class Relay:
             self.piece(head + data)
 
     def piece(self, data: bytes) -> None:
-        """Relay a piece of the body. This is the path of every token."""
+        """Relay a piece of the answer. Tokens don't come this way: see UpstreamConnection.data_received."""
         self.active = True
         self.exchange.bytes_out += len(data)
-        self._client.transport.write(data)
+        self.transport.write(data)
 
     def last(self, connection: UpstreamConnection, head: bytes, data: bytes) -> None:
         """Relay the last piece, if the watch agrees that it is; `head` when it came along with it."""

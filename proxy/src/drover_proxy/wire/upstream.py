@@ -97,7 +97,16 @@ class UpstreamConnection(asyncio.Protocol):
         if relay is None:
             self.close()  # bytes that nobody asked for: whatever they are, this connection is out of step
         elif self.in_body:
-            self._body(relay, data)
+            data = self._follow(data)  # from here on: the path of every token
+            if not (self.complete or self._surplus):
+                self.line_end = data.endswith(b"\r\n")
+                relay.active = True
+                relay.exchange.bytes_out += len(data)
+                relay.transport.write(data)
+            elif self._surplus:
+                relay.broken(self, "the upstream sent bytes that are no part of its answer")
+            else:
+                relay.last(self, b"", data)
         else:
             self._head(relay, self._buffer + data if self._buffer else data)
 
@@ -208,17 +217,6 @@ class UpstreamConnection(asyncio.Protocol):
         if self._surplus:
             raise BadAnswer("bytes beyond its end")
         return rest
-
-    def _body(self, relay: Relay, data: bytes) -> None:
-        """Relay a piece of the body. This is the path of every token."""
-        data = self._follow(data)
-        if self._surplus:
-            relay.broken(self, "the upstream sent bytes that are no part of its answer")
-        elif self.complete:
-            relay.last(self, b"", data)
-        else:
-            self.line_end = data.endswith(b"\r\n")
-            relay.piece(data)
 
     def _follow(self, data: bytes) -> bytes:
         """Follow the framing through this piece; give what of it belongs to the answer."""
