@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import threading
 import time
@@ -66,6 +67,21 @@ def test_a_broken_file_keeps_the_last_good_one(fresh):
     fresh.keys_file.write_text(good)
     eventually(lambda: metric(fresh, "drover_keys_last_reload_successful") == 1)
     assert len(fresh.lines("keys_reload_failed")) == 2, "a file that stays broken is told of once"
+
+
+def test_keys_are_followed_whatever_the_configuration_is_like(fresh):
+    """A reload that fails for another reason doesn't swallow a change of the keys."""
+    good = fresh.config_file.read_text()
+    fresh.config_file.write_text("instances: 1")
+    fresh.write_keys(late=entry("late", "drv_late"))
+    fresh.signal(signal.SIGHUP)
+    eventually(lambda: fresh.lines("reload_failed"))
+    eventually(lambda: status(fresh, "drv_late") == 200)
+    fresh.config_file.write_text(good)
+    fresh.keys_file.write_text("keys: [{name: drv_raw}]")
+    fresh.signal(signal.SIGHUP)
+    eventually(lambda: metric(fresh, "drover_keys_last_reload_successful") == 0)
+    assert status(fresh, "drv_late") == 200
 
 
 def test_an_answer_in_flight_outlives_its_key(make_rig):

@@ -8,6 +8,7 @@ import stat
 import subprocess
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,8 @@ from drover_proxy.guard.keys import KeyRing, hash_of, load_keys, read_keys
 from drover_proxy.guard.sshkey import read_line
 from drover_proxy.guard.store import read_entries
 from drover_proxy.guard.watch import KeysFile, follow
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.proxy.signer import Signer
 from tests.support import eventually_async
@@ -256,6 +259,30 @@ async def test_following_tells_of_good_and_bad_once_each(file, monkeypatch):
         task.cancel()
     assert [len(ring.callers) for ring in rings] == [2, 1]
     assert len(errors) == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 100_000,
+        "{a: " * 5000 + "}" * 5000,
+        "keys: " + "[" * 3000 + "]" * 3000,
+        "keys: [&a [*a]]",
+        "\0",
+        "keys: !!x",
+    ],
+)
+def test_no_file_ends_the_process(text):
+    """Whatever somebody wrote into the file is refused in words; a parser in C must not fall over it."""
+    with pytest.raises(ConfigError):
+        read_keys(text, "keys.yaml")
+
+
+@given(st.text(alphabet="keys: []{}-&*!|>\n\"'#,0a", max_size=80))
+def test_any_text_is_read_or_refused(text):
+    """Nothing but a list of callers or a ConfigError comes of a text."""
+    with suppress(ConfigError):
+        assert isinstance(read_keys(text, "keys.yaml"), tuple)
 
 
 def test_a_thousand_keys_are_read_quickly(tmp_path: Path):

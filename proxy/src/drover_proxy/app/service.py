@@ -190,6 +190,8 @@ class Service:
             parts.metrics.reload_ok = False
             problems = [str(p) for p in error.problems] if isinstance(error, ConfigError) else [str(error)]
             self._log.error("reload_failed", message="the last good configuration stays", problems=problems)
+            if self._keys is not None:
+                self._keys.look_again()  # the keys are followed whatever the configuration is like
         else:
             for key in FIXED:
                 if getattr(fresh, key) != getattr(parts.config, key):

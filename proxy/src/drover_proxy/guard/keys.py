@@ -45,6 +45,9 @@ WAYS = ("sha256", "ssh", "certificate")
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 """The file is read while the proxy serves, and libyaml is ten times as fast."""
 
+DEEPEST = 16
+"""Lists and mappings within each other; a keys file needs four."""
+
 
 @dataclass(frozen=True, slots=True)
 class Caller:
@@ -169,10 +172,22 @@ ENTRY = {
 }
 
 
+def _compose(content: str) -> yaml.Node | None:
+    depth = 0
+    for event in yaml.parse(content, Loader=LOADER):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        if depth > DEEPEST:  # composing calls itself for each level, and in C that ends the process
+            raise RecursionError
+    return yaml.compose(content, Loader=LOADER)
+
+
 def read_keys(content: str, file: str) -> tuple[Caller, ...]:
     """Read a keys file's text; ConfigError with every problem. No key or hash is ever part of a message."""
     try:
-        node = yaml.compose(content, Loader=LOADER)
+        node = _compose(content)
     except yaml.YAMLError as error:
         line = (
             error.problem_mark.line + 1
@@ -180,6 +195,8 @@ def read_keys(content: str, file: str) -> tuple[Caller, ...]:
             else 0
         )
         raise ConfigError(file, [Problem("", "is not YAML", line)]) from None
+    except RecursionError:
+        raise ConfigError(file, [Problem("", "is nested too deeply to be a list of keys")]) from None
     if node is None:
         raise ConfigError(file, [Problem("", "is empty; `keys: []` lets nobody in")])
     report = Report()

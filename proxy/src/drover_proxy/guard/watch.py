@@ -14,6 +14,7 @@ LOOK_SECONDS = 1.0
 """How often is looked whether it has changed: one stat each."""
 
 Stamp = tuple[str, int, int, int]
+UNSEEN: Stamp = ("", 0, 0, 0)
 
 
 class KeysFile:
@@ -21,13 +22,17 @@ class KeysFile:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self._stamp: Stamp | None = None
+        self._stamp: Stamp | None = UNSEEN
 
     def load(self) -> KeyRing:
         """Read it; ConfigError when it can't be used. Counts as seen either way."""
         # Before it is read: a change while it is read is a change.
         self._stamp = self._now()
         return load_keys(keys_path(self.name))
+
+    def look_again(self) -> None:
+        """Forget what was seen, so that it counts as changed."""
+        self._stamp = UNSEEN
 
     def changed(self) -> bool:
         """Whether it is another file, or has other content, than when it was last read."""
