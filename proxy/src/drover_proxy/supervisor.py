@@ -72,14 +72,16 @@ class Supervisor:
     """What the server knows of its supervisor."""
 
     def __init__(self) -> None:
-        self.present = os.environ.pop(VARIABLE, "") == str(os.getppid())
+        self._pid = os.getppid()
+        self.present = os.environ.pop(VARIABLE, "") == str(self._pid)
 
     def release(self) -> None:
         """Let it go, and so let systemd start the next process; this one lives on."""
         if self.present:
             self.present = False
             _die_with_parent(0)
-            os.kill(os.getppid(), RELEASE)
+            if os.getppid() == self._pid:
+                os.kill(self._pid, RELEASE)
 
 
 def _die_with_parent(number: int) -> None:
