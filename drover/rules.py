@@ -122,7 +122,11 @@ def _proxy(merged: Mapping[str, Any]) -> Iterator[Finding]:
     yield from _twice("proxy_keys", [entry["name"] for entry in keys])
     for entry in keys:
         yield from _key(entry)
-    if merged.get("proxy_tls_client_ca") and not merged.get("proxy_tls_cert"):
+    authority = merged.get("proxy_tls_client_ca")
+    if not authority and (named := [entry["name"] for entry in keys if entry.get("certificate")]):
+        expected = "proxy_tls_client_ca too: without it, no client is asked for a certificate"
+        yield Finding(f"proxy_keys[{named[0]}].certificate", expected, "none")
+    if authority and not merged.get("proxy_tls_cert"):
         yield Finding("proxy_tls_client_ca", "proxy_tls_cert and proxy_tls_key beside it", "neither of them")
     if bool(merged.get("proxy_tls_cert")) != bool(merged.get("proxy_tls_key")):
         yield Finding("proxy_tls_cert", "proxy_tls_cert and proxy_tls_key together", "only one of them")

@@ -63,7 +63,9 @@ def _serve(path: Path) -> int:
 def _check(path: Path) -> int:
     config = load(path)
     if config.keys_file:
-        load_keys(keys_path(config.keys_file))
+        ring = load_keys(keys_path(config.keys_file))
+        if ring.by_certificate and not (config.tls and config.tls.client_ca):
+            print(f"{path}: warning: without tls.client_ca nobody is asked for a certificate; keys name some")
     else:
         print(f"{path}: warning: auth.keys_file is not set: everybody may use and manage all models")
     print(f"{path}: good: {len(config.instances)} instances, {len(config.models)} profiles of models")

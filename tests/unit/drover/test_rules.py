@@ -93,7 +93,8 @@ def test_a_key_in_place_of_its_hash_is_refused_and_not_shown():
 )
 def test_what_a_caller_is_known_by(entry, problem):
     """A key's hash, an SSH key or a certificate; what stands there in error is never shown."""
-    found = texts(proxy_keys=[{"name": "k", **entry}])
+    tls = {"proxy_tls_cert": "PEM", "proxy_tls_key": "PEM", "proxy_tls_client_ca": "PEM"}
+    found = texts(proxy_keys=[{"name": "k", **entry}], **tls)
 
     assert len(found) == (problem is not None)
     assert all(problem in text and "canary" not in text for text in found)
@@ -102,6 +103,7 @@ def test_what_a_caller_is_known_by(entry, problem):
 def test_client_certificates_need_tls():
     """Without a certificate of the door's own there is no TLS to ask for one."""
     assert "proxy_tls_cert and proxy_tls_key" in texts(proxy_tls_client_ca="PEM")[0]
+    assert "proxy_tls_client_ca too" in texts(proxy_keys=[{"name": "k", "certificate": "cn:ann"}])[0]
 
 
 def test_the_proxy_leaves_at_least_what_ollama_leaves():

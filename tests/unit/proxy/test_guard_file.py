@@ -167,6 +167,16 @@ def test_add_a_certificate(file, capsys):
     assert load_keys(file).callers[0].certificate == "dns:worker7"
 
 
+def test_check_says_that_nobody_is_asked_for_a_certificate(file, capsys):
+    """An entry for a certificate is of no use where TLS asks for none."""
+    keys("add", "worker", "--certificate", "cn:worker", file=file)
+    config = file.with_name("proxy.yaml")
+    instance = {"name": "gpu0", "url": "http://127.0.0.1:11434", "gpus": [0]}
+    config.write_text(yaml.safe_dump({"auth": {"keys_file": str(file)}, "instances": [instance]}))
+    assert main(["check", str(config)]) == 0
+    assert "tls.client_ca" in capsys.readouterr().out
+
+
 def test_a_raw_key_given_to_revoke_is_not_repeated(file, capsys):
     """Who pastes the key in place of its name is told so, and the key isn't shown once more."""
     assert keys("add", "demo", file=file) == 0
