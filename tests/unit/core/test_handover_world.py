@@ -37,6 +37,7 @@ class HandoverWorld(World):
         self.owners: dict[object, Scheduler] = {}
         """Who has a request, a load or an unload."""
         self.speaks_to: Scheduler | None = None
+        self.acting = self.core
 
     def send(self, event: e.Event) -> None:
         """Hand an event to those it concerns, each of whom first hears of the others."""
@@ -45,6 +46,7 @@ class HandoverWorld(World):
                 continue
             at = self.cores.index(core)
             elders, younger = self.cores[:at], self.cores[at + 1 :]
+            self.acting = core
             told = combined([one.holdings() for one in elders], [one.holdings() for one in younger])
             for heard in (told, event):
                 for command in core.handle(heard, self.now):
@@ -79,7 +81,8 @@ class HandoverWorld(World):
         if command.request not in self.open:
             return  # its client leaves at this very moment, as the next event tells
         blob = MODELS[self.open[command.request]].blob
-        leaving = {key for core in self.cores for key in core.holdings().leaving}
+        others = [core for core in self.cores if core is not self.acting]
+        leaving = {key for core in others for key in core.holdings().leaving}
         assert (command.instance, blob) not in leaving, "it is being unloaded"
         super().check_forward(command)
 

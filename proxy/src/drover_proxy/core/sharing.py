@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from drover_proxy.core.entities import CHANGING
+from drover_proxy.core.entities import CHANGING, STRAY, Runner
 from drover_proxy.core.events import SiblingsObserved
 from drover_proxy.core.loading import served
 from drover_proxy.core.state import State
@@ -27,7 +27,10 @@ GOING = frozenset({RunnerState.DRAINING, RunnerState.UNLOADING})
 
 @dataclass(frozen=True, slots=True)
 class Holdings:
-    """What one process holds. Runners are named by instance and blob."""
+    """What one process holds. Runners are named by instance and blob, and by instance and name too.
+
+    For a process may know a model by its name only: when it was deleted before that process began.
+    """
 
     busy: Mapping[tuple[str, str], int]
     """Requests with a runner."""
@@ -45,13 +48,18 @@ class Holdings:
     """Somebody waits for a model that no runner serves: it would load, if it could."""
 
 
+def keys(runner: Runner) -> set[tuple[str, str]]:
+    """Return what a runner may be known by."""
+    return {runner.key, (runner.key.instance, STRAY + runner.model)}
+
+
 def holdings(state: State) -> Holdings:
     """Return what this process holds now."""
     runners = state.runners.values()
     waits = tuple({state.models[model].blob for model in state.waiting})
     return Holdings(
-        busy={runner.key: len(runner.active) for runner in runners if runner.active},
-        leaving=tuple(runner.key for runner in runners if runner.state in GOING),
+        busy={key: len(runner.active) for runner in runners if runner.active for key in keys(runner)},
+        leaving=tuple(key for runner in runners if runner.state in GOING for key in keys(runner)),
         unloads={key: count for key, count in state.unloads.items()},  # noqa: C416 - a type of plain tuples
         changes=state.changes,
         waits=waits,

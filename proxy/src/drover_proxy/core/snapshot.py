@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from drover_proxy.core.entities import Runner
+from drover_proxy.core.entities import STRAY, Runner
 from drover_proxy.core.ledger import NEVER
 from drover_proxy.core.state import State
 
@@ -14,7 +14,7 @@ def snapshot(state: State) -> dict[str, Any]:
     return {
         "draining": state.draining,
         "siblings": {
-            "requests": sum(state.siblings.busy.values()),
+            "requests": sum(n for (_, blob), n in state.siblings.busy.items() if not blob.startswith(STRAY)),
             "own_memory": state.siblings.owns_memory,
         },
         "waiting": state.waiting_count,
