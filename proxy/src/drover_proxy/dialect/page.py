@@ -28,8 +28,8 @@ Clients use it as they would use Ollama: `OLLAMA_HOST`, or `base_url=http://HOST
 - `/api/ps` shows all instances together. Lists show only the models that the key may use.
 - `/api/delete`, `/api/create` and `/api/copy` over a loaded model unload it first.
 - Cloud models are refused, and so is a body with a field in two spellings.
-- Bodies may be compressed with zstd under /v1, as ever; where Ollama calls other compressed bodies bad JSON, the
-  answer is 415.
+- Bodies may be compressed with zstd under /v1, as ever; where Ollama calls other compressed bodies bad JSON,
+  the answer is 415.
 - Errors of the proxy's own, from a malformed head to a full queue, come in the body of the path's dialect.
 - A stream that breaks off never ends cleanly: the client gets its dialect's error event, and the transfer
   breaks.
