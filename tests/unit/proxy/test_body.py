@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from drover_proxy.app.management import _refuse_cloud_source
+from drover_proxy.app.management import _source
 from drover_proxy.dialect.body import RUNNER_OPTIONS, BodyProblem, read
 from drover_proxy.dialect.routes import match
 from hypothesis import given
@@ -53,7 +53,7 @@ def test_a_cloud_source_is_seen_through_escapes():
     """What a model is made from is read as Ollama reads it."""
     create = match(b"POST", b"/api/create").route
     with pytest.raises(BodyProblem, match="cloud"):
-        _refuse_cloud_source(read(create, b'{"model":"m","from":"gpt-oss:cl\\u006fud"}'))
+        _source(read(create, b'{"model":"m","from":"gpt-oss:cl\\u006fud"}'))
 
 
 @pytest.mark.parametrize("body", [b'{"model":"a\xc1"}', b'{"model":"a","options":{"\xc1":1}}'])
