@@ -38,7 +38,7 @@ Clients use it as they would use Ollama: `OLLAMA_HOST`, or `base_url=http://HOST
 
 | header | meaning |
 |---|---|
-| `X-Request-Id` | the request's id in the log: the client's own, where it sent one of letters, digits and `._:+/=-` |
+| `X-Request-Id` | its id in the log: the client's own if it has 1 to 128 of A-Z a-z 0-9 . _ : + / = - |
 | `X-Drover-Instance` | the instance that answered |
 | `X-Drover-Queue-Ms` | from arrival to being forwarded, the load included |
 | `X-Drover-Load-Ms` | the part of it in which the model was being loaded |
