@@ -108,12 +108,17 @@ class Pipe(asyncio.Transport):
         self.reading = True
         self.gone = False
         """`connection_lost` was called."""
+        self.fills = False
+        """The next write is more than the peer takes: the writer is paused before it returns."""
 
     def write(self, data: bytes) -> None:
         """Collect."""
         assert not self.half_closed, "a write behind write_eof: asyncio raises"
         if not self.closed:
             self.written += data
+            if self.fills:
+                self.fills = False
+                self.protocol.pause_writing()
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
         """Nothing is held; the harness pauses the writer when it wants to."""

@@ -55,6 +55,7 @@ def relay(sent: bytes, method: bytes, shape: Shape | None, ending: int, cut: int
         if other.closed:
             break
         other.protocol.data_received(piece)
+    kept = bool(upstream.pool.idle)
     if not other.closed and ending == EOF:
         assert other.protocol.eof_received() is False
         other.close()
@@ -66,7 +67,6 @@ def relay(sent: bytes, method: bytes, shape: Shape | None, ending: int, cut: int
     TURNS.turn()
     kind = handler.outcomes[0].kind if handler.outcomes else None
     answer, _ = answer_in(pipe.written, method, closed=pipe.closed and not pipe.aborted)
-    kept = bool(upstream.pool.idle)
     assert len(upstream.pool.pipes) == 1, "a fresh connection is never replaced"
     pipe.lose(None)
     other.settle()
@@ -104,6 +104,8 @@ def _hold(told: Told, expected: Answer | None, shape: Shape | None) -> None:
         assert expected is not None, "h11 refuses this answer"
         assert expected.whole, "h11 waits for more"
         assert answer == expected
+        if shape is not None and expected.status == 200 and kind is Kind.COMPLETE:
+            assert _ends(shape, expected.body), "clean, and not as its dialect ends"
     elif kind is Kind.UPSTREAM_BROKEN:
         if answer is not None and answer.whole:
             assert shape is not None, "a broken answer ends cleanly"
@@ -114,6 +116,13 @@ def _hold(told: Told, expected: Answer | None, shape: Shape | None) -> None:
         assert answer.whole
     elif answer is not None:
         assert not answer.whole, "the client has an answer that we don't know of"
+
+
+def _ends(shape: Shape, body: bytes) -> bool:
+    """Say whether this is how an answer of that dialect ends."""
+    watch = StreamWatch(shape)
+    watch.feed(body)
+    return watch.whole(200)
 
 
 def seeds() -> list[bytes]:
@@ -145,5 +154,5 @@ def seeds() -> list[bytes]:
     return [
         bytes(((2 * WATCHES.index(shape) + (index + ending) % 2) % 256, ending, 7 * index)) + raw
         for index, raw in enumerate(answers)
-        for ending, shape in ((EOF, None), (OPEN, Shape.DONE), (RESET, Shape.CHAT))
+        for ending, shape in ((EOF, None), (OPEN, None), (OPEN, Shape.DONE), (RESET, Shape.CHAT))
     ]

@@ -127,6 +127,7 @@ def seeds() -> list[bytes]:
         '{"\u212aeep_alive":1,"model":"a","\u017fhift":true,"\u017ftream":false}'.encode(),
         b'{"model":"a","keep_alive":0,"options":{"num_ctx":8,"temperature":0.5},"shift":true}',
         b'{"model":"a","options":{"num_ctx":8},"options":{"seed":1}}',
+        b'{"model":"a","options":{"NUM_CTX":8,"Num_Gpu":0}}',
         b'{"model":"a","options":null,"images":["eA=="]}',
         b'{"name":"reg.example/x/a:local","source":"a","destination":"b","from":"c","stream":null}',
         b'{"model":"gpt-oss:120b-cloud","input":["a","b"]}',

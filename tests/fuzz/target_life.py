@@ -147,10 +147,13 @@ class World:
             elif client in self.server.hangups.links:
                 client.hung_up()
         elif what == 6:
-            if not client.write_paused:
+            if not client.write_paused and which < 4:
                 client.pause_writing()
+            pipe.fills = not client.write_paused
         elif client.write_paused:
             client.resume_writing()
+        else:
+            pipe.fills = False
 
     def _upstream_step(self, what: int, which: int) -> None:
         ex = self.client.exchange
@@ -283,6 +286,7 @@ def seeds() -> list[bytes]:
     return [
         program((0, 0), dial, answer, (0, 1), answer, (4, 4), answer, answer, answer),
         program((0, 2), (0, 3), dial, (8, 2), (8, 4), (6, 0), (8, 4), (7, 0), (8, 5)),
+        program((0, 0), dial, (6, 7), answer, (0, 0), (7, 0), answer, (0, 0), answer),
         program((26, 2), (0, 4), dial, (14, 0), (0, 4), (15, 0), (0, 5), (8, 1), (8, 7)),
         program((26, 2), (4, 2), dial, (4, 3), (8, 2), (13, 4)),
         program((28, 7), (0, 0), (21, 0), (23, 0), (23, 1), (0, 0), (20, 0), (0, 6), (19, 0), (18, 0)),
