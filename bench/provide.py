@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,7 +20,7 @@ BUILT = PROJECT / "build" / "bench"
 INSTALL_SECONDS = 420
 """One installation; what isn't there by then is left out."""
 PACKAGES = {"nginx": "nginx-light", "gcc": "gcc", "taskset": "util-linux"}
-MODULES = ("httptools", "httpx", "msgspec", "uvloop", "yaml")
+MODULES = ("httptools", "msgspec", "uvloop", "yaml")
 
 
 @dataclass
@@ -221,7 +222,8 @@ def versions(tools: Tools, names: list[str]) -> dict[str, str]:
     for name in names:
         if name in commands:
             done = subprocess.run(commands[name], capture_output=True, text=True, check=False)
-            found[name] = (done.stdout + done.stderr).strip()
+            numbers = re.search(r"\d+(\.\d+)+", done.stdout + done.stderr)
+            found[name] = numbers[0] if numbers else "unknown"
         elif name != "drover":
             code = f"from importlib.metadata import version; print(version({name!r}))"
             done = subprocess.run(

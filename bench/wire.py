@@ -14,6 +14,7 @@ import json
 import os
 import platform
 import resource
+import shutil
 import signal
 import sys
 import tempfile
@@ -24,7 +25,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from bench import figures, measure
+from bench import figures, measure, page
 from bench.contestants import INSTANCES, SLOTS, STARTERS, Running, start_contestant, start_source
 from bench.processes import BenchError, cores
 from bench.profiling import profile
@@ -51,6 +52,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--no-stall", action="store_true", help="leave out the bodies of 5 MB")
     parser.add_argument("--held", action=argparse.BooleanOptionalAction, help=f"{HELD} slow streams; idling")
     parser.add_argument("--profile", type=Path, metavar="FOLDER", help="sample drover with py-spy meanwhile")
+    parser.add_argument(
+        "--record", action="store_true", help="keep it: bench/record.json, and the page's tables"
+    )
     parser.add_argument("--output", type=Path, default=HERE / "results" / "wire.json")
     options = parser.parse_args()
     quick = options.quick
@@ -218,6 +222,9 @@ def main() -> int:
     for bar in figures.missed(line):
         print(bar)
     _write(options, run, tools, line, load)
+    if options.record:
+        shutil.copyfile(options.output, page.RECORD)
+        page.write()
     print(json.dumps(line))
     return 0
 
