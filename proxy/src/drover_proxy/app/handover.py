@@ -82,7 +82,7 @@ class Handover:
     @property
     def possible(self) -> bool:
         """Whether a new process can come while this one goes on."""
-        return self.supervisor.present and self._sharing is not None
+        return self.supervisor.present and self._sharing is not None and self._sharing.usable
 
     async def leave(self, notifier: Notifier, seconds: float, again: asyncio.Event) -> int:
         """Hand over, and finish what is under way; returns how many exchanges were cut.

@@ -73,8 +73,14 @@ class Sharing:
         self._written = b""
         self._read: dict[str, tuple[bytes, Page]] = {}
         self._heard: list[Page] | None = None
+        self._mute = False
         self.leaving = False
         self.serving = False
+
+    @property
+    def usable(self) -> bool:
+        """Whether a page can be opened."""
+        return os.access(self._folder, os.W_OK | os.X_OK)
 
     @property
     def siblings(self) -> list[Page]:
@@ -116,8 +122,7 @@ class Sharing:
     def begin(self) -> SiblingsObserved | None:
         """Take the lock and hear the others; None when nothing has changed since."""
         self._acquire()
-        with contextlib.suppress(OSError):
-            self._listen()
+        self._listen()
         if self._heard == (heard := self.siblings):
             return None
         self._heard = heard
@@ -125,9 +130,15 @@ class Sharing:
         return combined(elders, [self._holdings(page) for page in heard if page.since >= self._since])
 
     def end(self, core: Scheduler | None) -> None:
-        """Tell the others, and give the lock back."""
+        """Tell the others, and give the lock back. A full disk must not stop what is to be told."""
         try:
             self._tell(core)
+        except OSError as error:
+            if not self._mute:
+                self._log.error(
+                    "handover_page_unwritten", message="siblings don't hear of us", error=str(error)
+                )
+            self._mute = True
         finally:
             fcntl.flock(self._lock, fcntl.LOCK_UN)
 
@@ -151,7 +162,11 @@ class Sharing:
 
     def _others(self) -> list[str]:
         own = f"{self._pid}{SUFFIX}"
-        return [name for name in os.listdir(self._folder) if name.endswith(SUFFIX) and name != own]  # noqa: PTH208
+        try:
+            names = os.listdir(self._folder)  # noqa: PTH208 - on each event
+        except OSError:
+            return []  # somebody has cleared the folder away
+        return [name for name in names if name.endswith(SUFFIX) and name != own]
 
     def _listen(self) -> None:
         names = self._others()
