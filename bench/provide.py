@@ -19,7 +19,7 @@ HERE = PROJECT / "bench"
 BUILT = PROJECT / "build" / "bench"
 INSTALL_SECONDS = 420
 """One installation; what isn't there by then is left out."""
-PACKAGES = {"nginx": "nginx-light", "gcc": "gcc", "taskset": "util-linux"}
+PACKAGES = {"nginx": "nginx-light", "gcc": "gcc", "taskset": "util-linux", "venv": "python3-venv"}
 MODULES = ("httptools", "msgspec", "uvloop", "yaml")
 
 
@@ -53,8 +53,10 @@ def provide(wanted: list[str], *, profile: bool = False) -> Tools:
     return tools
 
 
-def _run(command: list[str], *, environment: Mapping[str, str] | None = None, cwd: Path = PROJECT) -> None:
-    """Run something that installs or builds; BenchError with its last words."""
+def _run(
+    what: str, command: list[str], *, environment: Mapping[str, str] | None = None, cwd: Path = PROJECT
+) -> None:
+    """Run something that installs or builds; BenchError says what, and below it the last words."""
     try:
         done = subprocess.run(
             command,
@@ -66,11 +68,11 @@ def _run(command: list[str], *, environment: Mapping[str, str] | None = None, cw
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise BenchError(f"{command[0]} took longer than {INSTALL_SECONDS} s") from None
+        raise BenchError(f"{what} took longer than {INSTALL_SECONDS} s") from None
     except OSError as error:
-        raise BenchError(f"{command[0]}: {error.strerror}") from error
+        raise BenchError(f"{what} failed\n{error}") from error
     if done.returncode:
-        raise BenchError(f"{' '.join(command[:4])} failed: {(done.stderr or done.stdout).strip()[-600:]}")
+        raise BenchError(f"{what} failed\n{(done.stderr or done.stdout).strip()[-600:]}")
 
 
 def _nginx() -> str | None:
@@ -88,10 +90,10 @@ def _packages(commands: list[str], *, must: bool) -> None:
     install = ["apt-get", "install", "-qq", "-y", "--no-install-recommends", *names]
     _say(f"installing {' '.join(names)}")
     try:
-        _run(install, environment=quiet)
+        _run(f"installing {names[0]}", install, environment=quiet)
     except BenchError:
-        _run(["apt-get", "update", "-qq"])
-        _run(install, environment=quiet)
+        _run("apt-get update", ["apt-get", "update", "-qq"])
+        _run(f"installing {' '.join(names)}", install, environment=quiet)
     # A service that the package has started would only disturb; the benchmark runs its own.
     if "nginx" in commands and must is False and shutil.which("systemctl"):
         subprocess.run(["systemctl", "disable", "--now", "nginx"], capture_output=True, check=False)
@@ -104,23 +106,43 @@ def compiled(name: str) -> Path:
     mark = BUILT / f"{name}.made-from"
     want = hashlib.sha256(text).hexdigest()
     if not into.exists() or not mark.exists() or mark.read_text() != want:
-        _run(["gcc", "-O2", "-Wall", "-Wextra", "-o", str(into), str(folder / f"{name}.c")])
+        _run(
+            f"compiling {name}.c",
+            ["gcc", "-O2", "-Wall", "-Wextra", "-o", str(into), str(folder / f"{name}.c")],
+        )
         mark.write_text(want)
     return into
 
 
-def _venv(folder: Path, python: str, requirements: Path, *options: str) -> None:
-    """Make a virtual environment from a file of requirements, unless it is already that."""
+def _venv(folder: Path, python: str, requirements: Path, *options: str) -> dict[str, str]:
+    """Make a virtual environment from a file of requirements, unless it is already that.
+
+    Where not all can be installed, each is tried alone; returns those that can't, and why.
+    """
     want = hashlib.sha256(requirements.read_bytes() + python.encode()).hexdigest()
     mark = folder / ".made-from"
     if mark.exists() and mark.read_text() == want:
-        return
+        return {}
     _say(f"making {folder.relative_to(PROJECT)} with {python}")
     shutil.rmtree(folder, ignore_errors=True)
-    _run([python, "-m", "venv", str(folder)])
+    _run(f"making an environment with {Path(python).name}", [python, "-m", "venv", str(folder)])
     pip = [str(folder / "bin" / "python"), "-m", "pip", "--quiet", "--disable-pip-version-check", "install"]
-    _run([*pip, *options, "-r", str(requirements)])
-    mark.write_text(want)
+    try:
+        _run("installing the requirements", [*pip, *options, "-r", str(requirements)])
+    except BenchError:
+        if "--require-hashes" in options:
+            raise
+    else:
+        mark.write_text(want)
+        return {}
+    missing = {}
+    for line in requirements.read_text().splitlines():
+        if name := re.split(r"[<>=#]", line)[0].strip():
+            try:
+                _run(f"installing {name}", [*pip, line])
+            except BenchError as error:
+                missing[name] = str(error)
+    return missing
 
 
 def _python() -> Path:
@@ -136,12 +158,18 @@ def _python() -> Path:
         if _can(found, f"import {', '.join(MODULES)}"):
             return Path(found).absolute()
         return _proxy_venv(found)
-    for candidate in ("/usr/bin/python3", sys.executable):
-        if _can(candidate, "import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10))"):
-            return _proxy_venv(candidate)
-    raise BenchError(
-        "no Python with the venv module\n  next: apt-get install python3-venv, or PYTHON=/path/to/python3"
-    )
+    usable = "import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10))"
+    system = "/usr/bin/python3"
+    try:
+        if Path(system).exists() and not _can(system, usable):
+            _packages(["venv"], must=False)
+        if _can(system, usable):
+            return _proxy_venv(system)
+    except BenchError as error:
+        _say(f"not the distribution's Python: {error}")
+    if _can(sys.executable, f"import {', '.join(MODULES)}"):
+        return Path(sys.executable)
+    return _proxy_venv(sys.executable)
 
 
 def _proxy_venv(python: str) -> Path:
@@ -185,11 +213,10 @@ def describe(python: Path) -> str:
 
 def _peers(tools: Tools, wanted: list[str]) -> None:
     """Install the peers that come as Python packages, and build the Go one."""
-    try:
-        _venv(tools.peers, sys.executable, HERE / "requirements.txt")
-    except BenchError as error:
-        for name in ("vllm-router", "smg", "aiohttp"):
-            tools.missing[name] = str(error)
+    lacking = _venv(tools.peers, sys.executable, HERE / "requirements.txt")
+    tools.missing |= {name: why for name, why in lacking.items() if name in wanted}
+    if "uvloop" in lacking:
+        tools.missing.setdefault("aiohttp", lacking["uvloop"])
     if "go" not in wanted:
         return
     go = shutil.which("go") or next((str(p) for p in tools.peers.glob("bin/go") if p.exists()), None)
@@ -199,6 +226,7 @@ def _peers(tools: Tools, wanted: list[str]) -> None:
     try:
         into = BUILT / "goproxy"
         _run(
+            "building goproxy",
             [go, "build", "-o", str(into), "."],
             cwd=HERE / "goproxy",
             environment={"GOTOOLCHAIN": "local", "GOFLAGS": "-mod=mod"},

@@ -226,7 +226,7 @@ def main() -> int:
         shutil.copyfile(options.output, page.RECORD)
         page.write()
     print(json.dumps(line))
-    return 0
+    return 1 if "drover" in run.missing else 0
 
 
 def _raise_files() -> None:
