@@ -109,7 +109,7 @@ def test_what_we_hold_is_told(tmp_path, sharing):
 
 
 def test_pages_of_other_releases_are_read(tmp_path, sharing):
-    """Fields that we don't know are passed over, those that aren't there have their defaults; rubbish is left."""
+    """Fields that we don't know are passed over, missing ones have their defaults; rubbish is left alone."""
     other = Other(tmp_path, news=[1, 2])
     assert sharing.look()
     assert sharing.siblings == [Page(pid=1, since=0.0, leaving=True)]
