@@ -29,6 +29,8 @@ class Asked:
         self.talk = talk
         self.tag = tag
         self.head = head
+        self.body = b""
+        """The body, where the tag stood in it."""
         self.body_bytes = 0
         self.closed_at: float | None = None
         self.closed = asyncio.Event()
@@ -93,7 +95,7 @@ class Talk(asyncio.Protocol):
             return
         head = self.data[:end]
         if digest := DIGEST.search(head):
-            self._hand_over(digest[1].decode().lstrip("0"), head, len(self.data) - end, "")
+            self._hand_over(digest[1].decode().lstrip("0"), head, len(self.data) - end, b"")
             return
         length = LENGTH.search(head)
         size = int(length[1]) if length else 0
@@ -102,15 +104,16 @@ class Talk(asyncio.Protocol):
         body, self.data = self.data[end : end + size], self.data[end + size :]
         assert not self.data, "the proxy doesn't pipeline"
         if tag := TAG.search(body):
-            self._hand_over(tag[1].decode(), head, size, str(json.loads(body)["model"]))
+            self._hand_over(tag[1].decode(), head, size, body)
         else:
             self.ollama.control(self, head.split(b" ")[:2], json.loads(body or b"{}"))
 
-    def _hand_over(self, tag: str, head: bytes, size: int, model: str) -> None:
+    def _hand_over(self, tag: str, head: bytes, size: int, body: bytes) -> None:
         self.data = b""
         self.asked = Asked(self, tag, head)
         self.asked.body_bytes = size
-        self.asked.model = model
+        self.asked.body = body
+        self.asked.model = str(json.loads(body)["model"]) if body.startswith(b"{") else ""
         self.ollama.hand_over(self.asked)
 
     def eof_received(self) -> bool:

@@ -118,17 +118,18 @@ async def stage(
     folder: Path,
     nvml: Path,
     *,
-    models: tuple[str, ...] = (MODEL,),
+    models: dict[str, dict[str, Any]] | None = None,
     slots: int = 8,
     instances: int = 1,
     **config: Any,
 ) -> AsyncIterator[Stage]:
     """Start everything, and stop it again."""
-    ollamas = [ScriptedOllama(list(models)) for _ in range(instances)]
+    profiles = {MODEL: {"context": 4096}} if models is None else models
+    ollamas = [ScriptedOllama(list(profiles)) for _ in range(instances)]
     ports = [await ollama.start() for ollama in ollamas]
     extra = {
         "gpus": [{"uuid": f"GPU-{number}", "total_bytes": 1 << 40} for number in range(instances)],
-        "models": {name: {"context": 4096} for name in models},
+        "models": profiles,
         **config,
     }
     rig = Rig(folder, nvml, gpu_bytes=(1 << 40,) * instances, slots=slots, extra=extra)

@@ -12,7 +12,7 @@ import msgspec
 from drover_proxy.app.call import Call
 from drover_proxy.core.commands import Forward, Reject
 from drover_proxy.core.events import Needs, RequestArrived
-from drover_proxy.dialect import encoding
+from drover_proxy.dialect import encoding, form
 from drover_proxy.dialect.body import Asked, read
 from drover_proxy.dialect.watches import StreamWatch
 from drover_proxy.drivers.ollama import OllamaError
@@ -27,14 +27,20 @@ def infer(call: Call) -> None:
     if call.packed:
         call.later(_unpack(call))
     else:
-        _take(call, read(call.route, call.ex.body))
+        _take(call, _read(call, call.ex.body))
+
+
+def _read(call: Call, body: bytes) -> Asked:
+    if call.route.form:
+        return form.read(body, call.ex.header(b"content-type"))
+    return read(call.route, body)
 
 
 async def _unpack(call: Call) -> None:
     """Read a compressed body, whose unpacking mustn't hold up the streams of others."""
     plain = await asyncio.to_thread(encoding.decode, call.ex.body)
     if not call.ex.over:
-        _take(call, read(call.route, plain))
+        _take(call, _read(call, plain))
 
 
 def _take(call: Call, asked: Asked) -> None:

@@ -88,20 +88,24 @@ class Asked:
         return msgspec.json.encode(fields)
 
 
-def read(route: Route, body: bytes) -> Asked:
-    """Read a body that names a model; BodyProblem where it can't be served."""
-    fields, changed = _read_fields(body, route)
-    source = "source" if route.name == "/api/copy" else ""
-    name = _name(fields, source)
+def model_of(name: str) -> str:
+    """Return a name's canonical form; BodyProblem for one that can't be served."""
     try:
-        model = canonical(name)
+        return canonical(name)
     except CloudName as error:
         raise BodyProblem(
             403, "cloud_refused", "ollama cloud is disabled: remote model is unavailable"
         ) from error
     except NameProblem as error:
         raise BodyProblem(400, "invalid_model_name", str(error)) from error
-    asked = Asked(name, model, _stream(fields, route), body, fields, changed)
+
+
+def read(route: Route, body: bytes) -> Asked:
+    """Read a body that names a model; BodyProblem where it can't be served."""
+    fields, changed = _read_fields(body, route)
+    source = "source" if route.name == "/api/copy" else ""
+    name = _name(fields, source)
+    asked = Asked(name, model_of(name), _stream(fields, route), body, fields, changed)
     if source:
         asked.destination = _string(fields, "destination")
     if route.native:

@@ -81,6 +81,8 @@ class Route:
     has_body: bool = False
     streams: bool = False
     """Whether the body streams through (uploads)."""
+    form: bool = False
+    """The body is a form and no JSON."""
     stream_default: bool = False
     """What is meant when the body doesn't say `stream`."""
     shape: Shape | None = None
@@ -152,6 +154,7 @@ def _routes() -> dict[bytes, dict[bytes, Route]]:
     add("POST", "/v1/completions", openai)
     add("POST", "/v1/embeddings", replace(openai, needs=Needs.EMBED, shape=None))
     add("POST", "/v1/responses", replace(openai, shape=Shape.RESPONSES))
+    add("POST", "/v1/audio/transcriptions", replace(openai, shape=None, form=True))
     add("GET", "/v1/models", Route("", Dialect.OPENAI, Kind.LIST))
     add("POST", "/v1/messages", replace(openai, dialect=Dialect.ANTHROPIC, shape=Shape.MESSAGES))
     return table
