@@ -5,6 +5,7 @@ The session's lab is provisioned once; each test leaves it as it found it, so th
 
 from __future__ import annotations
 
+import hashlib
 import json
 import urllib.error
 import urllib.request
@@ -141,6 +142,36 @@ def test_a_door_asks_for_a_key(doors):
     status, _, answer = doors["a"].ask("/v1/models", key="drv_wrong")
     assert status == 401
     assert answer["error"]["message"]
+
+
+def test_a_changed_key_counts_without_a_restart(lab, fleet_dir, host_c, doors, run_pyinfra):
+    """What a deploy lays, and what the command writes on the host, counts at once; the proxy runs on."""
+    known = read_secrets(SUITE_LAB)["use"]
+    entries = [
+        {"name": name, "sha256": hashlib.sha256(key.encode()).hexdigest()}
+        for name, key in (("demo", known), ("late", "drv_late-key"))
+    ]
+    life = "systemctl show -p MainPID,NRestarts,ActiveEnterTimestampMonotonic drover-proxy"
+    before = host_c.run(life).stdout
+
+    def status(key):
+        return doors["c"].ask("/api/tags", key=key)[0]
+
+    assert status("drv_late-key") == 401
+    with host_vars(fleet_dir, host_c, proxy_keys=entries):
+        done = run_pyinfra("--limit", host_c.name, deploy="deploys/proxy.py")
+        assert done.rc == 0, done.output[-3000:]
+        assert eventually(lambda: status("drv_late-key") == 200)
+        made = host_c.run("/opt/drover/proxy/current/bin/drover-proxy keys add by-hand").stdout.strip()
+        assert eventually(lambda: status(made) == 200)
+        laid = host_c.run("stat -c '%a %U %G' /etc/drover/keys.yaml").stdout.strip()
+        assert laid == "640 root drover-proxy"
+    done = run_pyinfra("--limit", host_c.name, deploy="deploys/proxy.py")
+    assert done.rc == 0, done.output[-3000:]
+    assert eventually(lambda: status("drv_late-key") == 401)
+
+    assert status(known) == 200
+    assert host_c.run(life).stdout == before
 
 
 def test_a_second_run_changes_nothing(site, doors, run_pyinfra):
