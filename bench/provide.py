@@ -101,6 +101,7 @@ def _packages(commands: list[str], *, must: bool) -> None:
 
 def compiled(name: str) -> Path:
     """Compile one of the C programs, unless that was done from the same text."""
+    BUILT.mkdir(parents=True, exist_ok=True)
     into, folder = BUILT / name, HERE / "native"
     text = b"".join(path.read_bytes() for path in sorted(folder.glob("*.[ch]")))
     mark = BUILT / f"{name}.made-from"

@@ -17,6 +17,7 @@ TARGETS = [
     "test-lab",
     "lint",
     "bench",
+    "bench-wire",
     "docs",
     "lab-up",
     "lab-down",

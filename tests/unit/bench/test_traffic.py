@@ -55,7 +55,6 @@ def tools():
     """Compile the programs."""
     if not shutil.which("gcc"):
         pytest.skip("gcc isn't installed: `make bench-wire` installs it")
-    provide.BUILT.mkdir(parents=True, exist_ok=True)
     nowhere = provide.BUILT / "nowhere"
     return provide.Tools(provide.compiled("source"), provide.compiled("load"), nowhere, nowhere)
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
 
-from bench import figures
+from bench import contestants, figures, measure, provide, traffic
 
 PROJECT = Path(__file__).resolve().parents[3]
 
@@ -55,3 +57,34 @@ def test_an_unknown_contestant_is_refused(tmp_path):
 
     assert done.returncode == 2
     assert "'apache' is none of drover, nginx, go" in done.stderr
+
+
+@pytest.mark.skipif(not shutil.which("gcc"), reason="gcc isn't installed: `make bench-wire` installs it")
+def test_all_that_the_proxy_does_is_on_while_it_is_measured(tmp_path):
+    """Every request that counts was logged and counted, and a caller without a key is kept out."""
+    python = Path(sys.executable)
+    tools = provide.Tools(provide.compiled("source"), provide.compiled("load"), python, python)
+    core = min(os.sched_getaffinity(0))
+    source = contestants.start_source(tools, core, tmp_path, chunks=4, gap_seconds=0.01)
+    try:
+        shared = measure.prepare(tools, tmp_path, core, chunks=4, gap_seconds=0.01)
+        running = contestants.start_contestant("drover", tools, source.port, core, tmp_path)
+        try:
+            asked = measure.requests(shared, running, 4, 0.3)
+            streamed = measure.streams(shared, running, 10, spread_seconds=0.05)
+            config = json.loads(next(tmp_path.glob("drover-*/proxy.yaml")).read_text())
+            shown = httpx.get(f"http://{config['admin_listen']}/metrics", trust_env=False).text
+            refused = httpx.post(f"http://127.0.0.1:{running.port}{traffic.PATH}", json={}, trust_env=False)
+        finally:
+            running.child.stop()
+    finally:
+        source.child.stop()
+
+    assert asked["failed"] == streamed["failed"] == 0
+    assert refused.status_code == 401
+    counted = re.search(r"^drover_requests_total\{.*status=\"200\"\} ([\d.]+)$", shown, re.MULTILINE)
+    logged = [line for line in running.child.log.read_text().splitlines() if '"event":"access"' in line]
+    ended = [json.loads(line) for line in logged if '"status":200' in line]
+    assert counted
+    assert len(ended) == float(counted[1]) >= asked["rps"] * 0.3 + 10
+    assert {line["key"] for line in ended} == {"bench"}
