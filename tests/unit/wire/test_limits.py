@@ -61,16 +61,29 @@ async def test_silent_connection():
 
 
 async def test_slow_body():
-    """A body that stops coming is a 408; one that drips is not."""
+    """A body that stops coming is a 408; one that comes slowly is not."""
     async with World(Limits(body_timeout=0.15, **FAST)) as world:
-        client = await world.client(post(b"x" * 100)[:-50])
+        client = await world.client(post(b"x" * 10_000)[:-9000])
         for _ in range(30):
-            client.send(b"x")
+            client.send(b"x" * 100)
             await asyncio.sleep(0.01)
         assert client.received == b""
         got = await client.until_closed()
         assert got.startswith(b"HTTP/1.1 408 ")
         assert (await world.outcome()).kind is Kind.REFUSED
+
+
+@pytest.mark.parametrize("plan", [BodyPlan.BUFFER, BodyPlan.STREAM])
+async def test_a_body_that_drips(plan: BodyPlan):
+    """A byte now and then isn't silence, but holds a place for ever: 408, where the body is held whole."""
+    async with World(Limits(body_timeout=0.15, **FAST)) as world:
+        world.handler.plan = plan
+        client = await world.client(post(b"x" * 10_000)[:-9999])
+        for _ in range(60):
+            if not client.eof:
+                client.send(b"x")
+            await asyncio.sleep(0.01)
+        assert client.received.startswith(b"HTTP/1.1 408 ") is (plan is BodyPlan.BUFFER)
 
 
 async def test_no_first_byte():

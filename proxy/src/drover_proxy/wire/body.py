@@ -8,6 +8,7 @@ from drover_proxy.wire.contract import BodyPlan
 from drover_proxy.wire.fields import find_fault
 from drover_proxy.wire.head import BadRequest, bad
 from drover_proxy.wire.limits import (
+    BODY_RATE_BYTES,
     CHUNK_BYTES,
     CHUNK_LINE_BYTES,
     DISCARD_BYTES,
@@ -132,6 +133,7 @@ class Intake:
         "_chunks",
         "_limit",
         "awaits_continue",
+        "began",
         "done",
         "held",
         "plan",
@@ -147,6 +149,8 @@ class Intake:
         self.awaits_continue = awaits_continue
         """The client waits for a 100 before it sends anything."""
         self.done = False
+        self.began = 0.0
+        """As of the sweep before it."""
         self.plan = BodyPlan.NONE
         self.received = 0
         self.held = bytearray()
@@ -191,6 +195,12 @@ class Intake:
         """Hand over what is held."""
         held, self.held = self.held, bytearray()
         return bytes(held)
+
+    def too_slow(self, now: float, limits: Limits) -> bool:
+        """Say whether a body to be held whole drips in, byte by byte, only to hold its place."""
+        seconds = now - self.began
+        slow = seconds > limits.body_timeout and self.received < BODY_RATE_BYTES * seconds
+        return slow and self.plan is BodyPlan.BUFFER
 
     def skippable(self) -> bool:
         """Say whether the rest can be read and thrown away, so that the connection stays of use."""

@@ -68,6 +68,7 @@ class BodyReader(Link):
     def _expect_body(self, ex: Exchange, intake: Intake) -> None:
         """Read the body by its plan, beginning with what of it is here already."""
         intake.follow(ex.plan, self.limits)
+        intake.began = self.server.now
         if ex.plan is not BodyPlan.NONE:
             self.deadline = self.server.now + self.limits.body_timeout
         if ex.plan is BUFFER:

@@ -269,6 +269,9 @@ class ClientConnection(BodyReader):
             return
         if self.phase is BODY and self._active:
             self._active = False
+            if self._intake is not None and self._intake.too_slow(now, self.limits):
+                self._refuse(BadRequest(408, "body_timeout", "the body comes too slowly"))
+                return
             limit: float | None = self.limits.body_timeout
             if self.read_paused:  # not the client's fault: the upstream takes nothing, or isn't there yet
                 limit = self.limits.stall_timeout if ex is not None and ex.relay is not None else None

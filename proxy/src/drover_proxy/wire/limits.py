@@ -55,6 +55,13 @@ Closing at once would reset the connection and could destroy that answer on its 
 CHUNK_LINE_BYTES = 256
 """Longest line of a chunk's size with its extensions. Nothing uses extensions; node allows 16 KiB of them."""
 
+BODY_RATE_BYTES = 500
+"""A body that is held whole must come in so many bytes a second on average, once `body_timeout` has passed.
+
+Else a byte a minute would hold a connection, and what came before it, for a year. Apache's mod_reqtimeout
+draws it there too. A body that streams through holds nothing, and may come as slowly as it likes.
+"""
+
 FREE_CHUNKS = 4096
 CHUNK_BYTES = 64
 """A body may have so many chunks of any size; with more, they must have so many bytes on average.
@@ -98,7 +105,7 @@ class Limits:
     head_timeout: float = 30.0
     """From the first byte of a head to its end (slowloris). Precedents: Apache 20-40 s, nginx 60 s."""
     body_timeout: float = 60.0
-    """Longest silence while a body is being read. Precedents: nginx client_body_timeout 60 s."""
+    """Longest silence while a body is being read, and the time until BODY_RATE_BYTES counts. nginx: 60 s."""
     idle_timeout: float = 120.0
     """Keep-alive without a request. Clients should close first: Go keeps its own for 90 s, httpx for 5."""
     connect_timeout: float = 5.0
