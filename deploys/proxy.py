@@ -234,9 +234,9 @@ def door_probe(values: Any) -> str:
         local = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(name, name)  # noqa: S104 - asked, not bound
         where = f"{scheme}://{local}:{port}"
     if values["proxy_tls_client_ca"]:
-        # The deploy has no client certificate: to be asked for one is the door's answer.
-        asked = "certificate required|handshake failure"
-        return f"curl -sS -k -m 10 {where}/api/version 2>&1 | grep -Eqi '{asked}'"
+        # The deploy has no client certificate and is turned away, but only once TLS stands, which is the answer.
+        measured = f"curl -s -k -m 10 -o /dev/null -w '%{{time_appconnect}}' {where}/api/version"
+        return f"{measured} | grep -q '[1-9]'"
     return (
         f"curl -sS -k -m 10 -o /dev/null -w '%{{http_code}}' {where}/api/version | grep -Eqx '200|{expected}'"
     )
