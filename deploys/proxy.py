@@ -234,7 +234,7 @@ def door_probe(values: Any) -> str:
         local = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(name, name)  # noqa: S104 - asked, not bound
         where = f"{scheme}://{local}:{port}"
     if values["proxy_tls_client_ca"]:
-        # The deploy has no client certificate and is turned away, but only once TLS stands, which is the answer.
+        # The deploy shows no certificate and is turned away, but only after TLS stands: that is the answer.
         measured = f"curl -s -k -m 10 -o /dev/null -w '%{{time_appconnect}}' {where}/api/version"
         return f"{measured} | grep -q '[1-9]'"
     return (
