@@ -233,7 +233,7 @@ LIMITS = {
         "`64MiB`",
     ),
     "head_seconds": Key("seconds", POSITIVE_SECONDS, 30.0, "Time a client has to send its head.", "s"),
-    "body_seconds": Key("seconds", POSITIVE_SECONDS, 60.0, "Longest pause in a body; then 500 bytes/s.", "s"),
+    "body_seconds": Key("seconds", POSITIVE_SECONDS, 60.0, "Longest pause; slow bodies need 500 B/s.", "s"),
     "idle_seconds": Key("seconds", POSITIVE_SECONDS, 120.0, "A connection without a request is closed.", "s"),
     "connect_seconds": Key("seconds", POSITIVE_SECONDS, 5.0, "Time to connect to an instance.", "s"),
     "first_byte_seconds": Key(
