@@ -23,8 +23,16 @@ class Signer:
         signature = self.key.sign(f"{method},{path}?ts={stamp}".encode()).signature
         return f"{self.line.split()[1]}:{base64.b64encode(signature).decode()}"
 
-    def send(self, client: httpx.Client, method: str, path: str, *, late: int = 0, **more) -> httpx.Response:
-        """Send a signed request, stamped some seconds ago."""
-        stamp = int(time.time()) - late
-        headers = {"authorization": self.authorization(method, path, stamp)}
+    def send(
+        self,
+        client: httpx.Client,
+        method: str,
+        path: str,
+        *,
+        headers_too: dict[str, str] | None = None,
+        **more,
+    ) -> httpx.Response:
+        """Send a signed request."""
+        stamp = int(time.time())
+        headers = {"authorization": self.authorization(method, path, stamp)} | (headers_too or {})
         return client.request(method, f"{path}?ts={stamp}", headers=headers, **more)

@@ -12,7 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.proxy.rig import KEYS, SMALL, Rig
+from tests.proxy.signer import Signer
 from tests.proxy.tap import Tap
+from tests.support import eventually
 
 numbers = itertools.count(1)
 DIGEST = "a" * 64
@@ -62,6 +64,28 @@ def test_the_tap_sees_what_is_forwarded(tapped):
     """A known route does reach the instance, marker and all: else the others would prove nothing."""
     status, _, seen = ask(tapped, b"GET", b"/api/version")
     assert (status, seen) == (200, True)
+
+
+def test_nothing_that_lets_in_is_forwarded(tapped):
+    """Neither a key nor a signature, nor the time in the query that goes with one, reaches the instance."""
+    rig, tap = tapped
+    signer = Signer()
+    rig.write_keys(ann={"name": "ann", "ssh": signer.line})
+    eventually(lambda: rig.lines("keys_reloaded"))
+    before = len(tap.seen)
+    with rig.http(None) as http:
+        assert (
+            signer.send(http, "GET", "/api/version", headers_too={"x-api-key": KEYS["use"]}).status_code
+            == 200
+        )
+        chat = {"model": SMALL, "messages": [{"role": "user", "content": "x"}], "stream": False}
+        assert signer.send(http, "POST", "/api/chat", json=chat).status_code == 200
+    sent = tap.seen[before:].lower()
+
+    assert b"/api/version http/1.1" in sent
+    assert b"/api/chat http/1.1" in sent
+    for secret in (b"?ts=", b"authorization", b"x-api-key", b"drv_", signer.line.split()[1].lower().encode()):
+        assert secret not in sent
 
 
 WALKS = [
