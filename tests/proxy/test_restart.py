@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import threading
+import time
 from pathlib import Path
 
 import httpx
 import pytest
 
 from tests.proxy.authority import Authority, context_of
-from tests.proxy.rig import GIB, MIDDLE, OTHER, SMALL
+from tests.proxy.rig import GIB, KEYS, MIDDLE, OTHER, SMALL
 from tests.proxy.systemd import Systemd, Traffic
 from tests.support import eventually
 
@@ -105,6 +107,36 @@ def test_slots_and_models_of_an_old_process_are_left_alone(make_systemd):
 
     assert (len(lines), len(more), len(others)) == (601, 6, 6)
     eventually(lambda: rig.lines("taken_over"), timeout=15)
+
+
+def test_kept_connections_bring_one_more_request(make_systemd):
+    """A connection kept from before, and one in the middle of a request, are served by the old process.
+
+    It waits for the slot that a stream of the new process is in: slots are shared in both directions.
+    """
+    systemd = make_systemd(knobs={"tokens_per_second": 200})
+    rig, traffic = systemd.rig, Traffic(systemd.port)
+    systemd.load(SMALL)
+    kept, half = traffic.connection(), socket.create_connection(("127.0.0.1", systemd.port), timeout=10)
+    traffic.ask(kept, "/api/version")
+    half.sendall(f"GET /api/version HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEYS['use']}\r\n".encode())
+    systemd.restart()
+    eventually(lambda: rig.lines("handed_over"))
+    thread, lines = generate(systemd, SMALL, 300)
+    eventually(lambda: rig.core()["in_flight"] == 1)
+
+    half.sendall(b"\r\n")
+    answer = b"".join(iter(lambda: half.recv(4096), b"")).lower()
+    assert answer.startswith(b"http/1.1 200")
+    assert b"connection: close\r\n" in answer
+    ended = time.monotonic()
+    body = {"model": SMALL, "prompt": "[[tokens=5]]"}
+    assert len(traffic.ask(kept, "/api/generate", body).splitlines()) == 6
+    assert time.monotonic() - ended > 0.2, "it waited for the slot"
+    thread.join(20)
+    assert len(lines) == 301
+    for connection in (kept, half):
+        connection.close()
 
 
 def test_an_old_process_finishes_loads_for_those_who_wait(make_systemd):

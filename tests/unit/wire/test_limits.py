@@ -259,6 +259,21 @@ async def test_drain_lets_streams_finish(world: World):
     assert await draining == 0
 
 
+async def test_drain_may_leave_idle_connections_a_moment(world: World):
+    """With a linger, an idle connection brings one more request; one that doesn't is closed after it."""
+    late, idle = await world.client(), await world.client()
+    draining = asyncio.create_task(world.server.drain(5, linger=0.3))
+    await asyncio.sleep(0)
+    late.send(post())
+    upstream = await world.origin.request(end=b"{}")
+    upstream.send(answer())
+    got = await late.until_closed()
+    assert b"connection: close" in got
+    assert got.endswith(b"ok")
+    await idle.until_closed()
+    assert await draining == 0
+
+
 async def test_drain_has_an_end(world: World):
     """What doesn't finish in time is cut, and counted."""
     client = await world.client(post())
