@@ -130,7 +130,7 @@ def judge(
         return Site(spec, need, Fit.NEVER)
     own = state.runners.get(spec.key)
     changing = own is not None and own.state not in {RunnerState.READY, RunnerState.FAILED}
-    if changing or state.blind(instance.name, now):
+    if changing or state.blind(instance.name):
         return Site(spec, need, Fit.SOON)  # of another context, or on its way out: its state will change
     required = (own,) if own is not None and own.state is RunnerState.READY else ()
     if any(runner.unload_not_before > now for runner in required):

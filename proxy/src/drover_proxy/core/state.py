@@ -125,10 +125,9 @@ class State:
         """Return the slots of a runner that siblings have: all, where an elder's requests wait for one."""
         return self.siblings.busy.get(key, 0) + (ALL_SLOTS if key.blob in self.siblings.waits else 0)
 
-    def blind(self, instance: str, now: float) -> bool:
+    def blind(self, instance: str) -> bool:
         """Whether a sibling may have changed what an instance has loaded since we last saw it."""
-        overdue = now - self.shared_until > self.config.loads.memory_timeout_seconds
-        return self.observed_at.get(instance, NEVER) < self.shared_until and not overdue
+        return self.observed_at.get(instance, NEVER) < self.shared_until
 
     def move(self, runner: Runner, after: RunnerState, now: float, why: str = "") -> None:
         """Take a runner to another state, with what that means for its memory and its requests."""
