@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 import time
 from collections.abc import Awaitable, Callable
 
 import pytest
 from drover_proxy.wire import BodyPlan, Kind, Limits, Upstream
 
+from tests.proxy.authority import Authority, context_of
 from tests.support import eventually_async
 from tests.unit.wire.rig import PATIENCE, STREAM_HEAD, Peer, World, answer, chunk, get, post
 
@@ -259,3 +261,25 @@ async def test_answer_is_kept_for_a_client_that_half_closes_behind_it(world: Wor
     await client.until(lambda got: len(got) > 3_000_000)
     client.transport.write_eof()
     assert (await client.until_closed()).endswith(body)
+
+
+async def test_a_tls_client_leaves_behind_a_body_that_waits(tmp_path):
+    """TLS makes no difference: the end of the connection below it is what the kernel tells."""
+    authority = Authority(tmp_path)
+    cert, key, _ = authority.issue("server")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(cert, key)
+    async with World(Limits(sweep_seconds=60)) as world:
+        world.handler.plan = BodyPlan.STREAM
+        world.handler.on_ready = lambda ex: None
+        (bound,) = await world.server.listen(["127.0.0.1:0"], tls=context)
+        _, writer = await asyncio.open_connection(
+            "127.0.0.1", int(bound.split(":")[1]), ssl=context_of(authority), server_hostname="localhost"
+        )
+        writer.write(post(b"x" * 10_000_000)[:100_000])
+        await eventually_async(lambda: any(c.read_paused for c in world.server.connections), timeout=PATIENCE)
+        left = time.monotonic()
+        writer.transport.abort()
+        await eventually_async(lambda: not world.server.connections, timeout=PATIENCE, every=0.001)
+        assert time.monotonic() - left < 1
+        assert (await world.outcome()).kind is Kind.CLIENT_GONE

@@ -9,7 +9,8 @@ fields.py     header fields, read line by line             answerhead.py the sam
 upstream.py   a connection to an upstream, its framing     pool.py       an upstream and its idle connections
 relay.py      one forwarded request                        headers.py    what goes through and what doesn't
 forwarding.py X-Forwarded-*, Via, trusted proxies          hangups.py    who leaves while not being read
-answers.py    answers that the proxy makes itself        parting.py    when an upstream has stopped
+answers.py    answers that the proxy makes itself          parting.py    when an upstream has stopped
+certificate.py what a client's certificate calls it
 """
 
 from __future__ import annotations
