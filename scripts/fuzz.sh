@@ -7,7 +7,7 @@ cd "$(dirname "$0")/.."
 seconds=$1
 shift
 targets=("$@")
-[ ${#targets[@]} -gt 0 ] || targets=(requests answers life bodies watches)
+[ ${#targets[@]} -gt 0 ] || targets=(requests answers life bodies watches door encoded)
 
 venv=build/fuzz-venv
 want="$(sha256sum <tests/fuzz/requirements.txt) $PWD"

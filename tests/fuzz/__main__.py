@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import importlib
 import sys
+from pathlib import Path
 
 import atheris
 
 
 def main() -> None:
-    """Instrument the proxy, then hand over to libFuzzer."""
+    """Instrument the proxy, lay the seeds into the first folder, then hand over to libFuzzer."""
     target = sys.argv.pop(1)
     with atheris.instrument_imports(include=["drover_proxy"]):
-        check = importlib.import_module(f"tests.fuzz.target_{target}").check
-    atheris.Setup(sys.argv, check)
+        module = importlib.import_module(f"tests.fuzz.target_{target}")
+    folder = next((Path(word) for word in sys.argv[1:] if Path(word).is_dir()), None)
+    for number, data in enumerate(module.seeds() if folder is not None else ()):
+        (folder / f"seed-{number}").write_bytes(data)
+    atheris.Setup(sys.argv, module.check)
     atheris.Fuzz()
 
 
