@@ -71,6 +71,11 @@ def _runners(parts: Parts) -> Iterator[Metric]:
     yield from (states, memory, active)
     yield GaugeMetricFamily("drover_queue_waiting", "Requests that wait.", value=shown.get("waiting", 0))
     yield GaugeMetricFamily(
+        "drover_sibling_requests",
+        "Requests that the process before a restart still has with a runner.",
+        value=shown.get("siblings", {}).get("requests", 0),
+    )
+    yield GaugeMetricFamily(
         "drover_requests_in_flight", "Forwarded, not ended.", value=shown.get("in_flight", 0)
     )
 
