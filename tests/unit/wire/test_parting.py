@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 
+from drover_proxy.wire import Kind, Limits
 from drover_proxy.wire.parting import Parting
 
 from tests.support import eventually_async
-from tests.unit.wire.rig import STREAM_HEAD, Peer, World, chunk, get, post
+from tests.unit.wire.rig import FAST, STREAM_HEAD, Peer, World, chunk, get, post
 
 
 async def left_in_mid_stream(world: World) -> tuple[Parting, Peer]:
@@ -65,3 +66,20 @@ async def test_nobody_follows_unless_the_handler_asks(world: World):
     client.close()
     await world.outcome(2)
     assert world.handler.exchanges[1].parting is None
+
+
+async def test_an_upstream_that_fell_silent_is_followed_too():
+    """It was given up by the proxy, and its runner may be at work for a while."""
+    async with World(Limits(**FAST, stall_timeout=0.05)) as world:
+        world.handler.on_head = lambda ex: setattr(ex, "follows", True)
+        client = await world.client(post())
+        upstream = await world.origin.request(end=b"{}")
+        upstream.send(STREAM_HEAD + chunk(b"token"))
+        assert (await world.outcome()).kind is Kind.UPSTREAM_BROKEN
+        parting = world.handler.exchanges[0].parting
+        assert parting is not None
+        assert not parting.over
+        await upstream.until_closed()
+        upstream.close()
+        assert await parting.wait(5)
+        await client.until_closed()

@@ -182,32 +182,31 @@ class Gateway:
         if call.task is not None:
             call.task.cancel()
         if call.queued:
-            call.queued = False
-            self._parts.runtime.forget(ex.id)
-            if ex.parting is None:
-                self._parts.runtime.post(RequestCancelled(ex.id))
-            else:
-                self._parts.spawn(self._freed(ex.id, ex.parting))
+            self._leave(call, RequestCancelled(ex.id))
 
-    async def _freed(self, request: int, parting: Parting) -> None:
+    def _leave(self, call: Call, event: RequestCancelled | RequestFinished) -> None:
+        """Tell the core that a request has ended, once Ollama has stopped."""
+        call.queued = False
+        self._parts.runtime.forget(call.ex.id)
+        if call.ex.parting is None:
+            self._parts.runtime.post(event)
+        else:
+            self._parts.spawn(self._freed(event, call.ex.parting))
+
+    async def _freed(self, event: RequestCancelled | RequestFinished, parting: Parting) -> None:
         """Free a slot when Ollama has stopped: who came earlier would queue inside Ollama."""
         try:
             if not await parting.wait(STOP_SECONDS):
-                self._parts.log.warning("slow_to_stop", request=request, seconds=STOP_SECONDS)
+                self._parts.log.warning("slow_to_stop", request=event.request, seconds=STOP_SECONDS)
         finally:
-            self._parts.runtime.post(RequestCancelled(request))
+            self._parts.runtime.post(event)
 
     def finished(self, ex: Exchange, outcome: WireOutcome) -> None:
         """Account for a request that is over."""
         call: Call = ex.context
-        parts = self._parts
         if call.queued:
-            call.queued = False
-            parts.runtime.forget(ex.id)
-            if call.forwarded:
-                parts.runtime.post(RequestFinished(ex.id, CORE_OUTCOME[outcome.kind]))
-            else:
-                parts.runtime.post(RequestCancelled(ex.id))
+            ended = RequestFinished(ex.id, CORE_OUTCOME[outcome.kind])
+            self._leave(call, ended if call.forwarded else RequestCancelled(ex.id))
         if call.on_finished is not None:
             call.on_finished()
         self._recorder.ended(call, outcome)

@@ -136,10 +136,11 @@ class Handler(Protocol):
         """
 
     def gone(self, ex: Exchange, /) -> None:
-        """Learn that the client left before the end. The upstream's connection is already closed.
-
-        Where the handler had set `ex.follows`, `ex.parting` tells when the upstream has stopped.
-        """
+        """Learn that the client left before the end. The upstream's connection is already closed."""
 
     def finished(self, ex: Exchange, outcome: Outcome, /) -> None:
-        """Learn how it ended. Exactly once for each exchange that `head` was called with."""
+        """Learn how it ended. Exactly once for each exchange that `head` was called with.
+
+        Where the handler had set `ex.follows`, and the upstream's connection was closed before the end of its
+        answer, `ex.parting` tells when the upstream has stopped; `gone` may use it already.
+        """

@@ -91,8 +91,8 @@ class Exchange:
         self.context: Any = None
         """The handler's own; the wire never looks at it."""
         self.follows = False
-        """The handler wants to know when the upstream has stopped, should the client leave: it sets this, and
-        awaits `parting` when told that the client is gone."""
+        """The handler wants to know when the upstream has stopped, should this end before its answer has: it
+        sets this, and awaits `parting`, where there is one, once the exchange is over."""
         self.parting: Parting | None = None
         self.status = 0
         self.bytes_in = 0
@@ -298,9 +298,7 @@ class Exchange:
     def left(self) -> None:
         """The client is gone: so is the upstream's connection, before anything else is done."""
         self.move(Event.LEFT)
-        relay, self.relay = self.relay, None
-        if relay is not None:
-            self.parting = relay.cancel(follow=self.follows)
+        self.drop_relay()
         try:
             self.connection.handler.gone(self)
         except Exception as trouble:  # noqa: BLE001 - as in begin

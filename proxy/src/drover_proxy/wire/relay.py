@@ -283,7 +283,7 @@ class Relay:
     def _break(self, connection: UpstreamConnection, why: str, *, can_add: bool) -> None:
         """Break the client's transfer, after the dialect's own words for it where they fit in."""
         framing = connection.framing
-        connection.close()
+        self._part(connection)
         event = self.watch.error_event() if self.watch is not None else b""
         if framing is BY_CHUNKS:
             event = b"%x\r\n%b\r\n" % (len(event), event) if can_add and event else b""
@@ -301,20 +301,20 @@ class Relay:
 
     # What the client's connection calls.
 
-    def cancel(self, *, follow: bool = False) -> Parting | None:
-        """Close what there is, at once: the client has left, or was answered otherwise.
-
-        With `follow`, give what tells when the upstream has closed its end.
-        """
+    def cancel(self) -> None:
+        """Close what there is, at once: the client has left, or was answered otherwise."""
         dialing, self._dialing = self._dialing, None
         if dialing is not None:
             dialing.cancel()
         connection, self.connection = self.connection, None
-        if connection is None:
-            return None
-        parting = Parting.of(connection.transport) if follow else None
+        if connection is not None:
+            self._part(connection)
+
+    def _part(self, connection: UpstreamConnection) -> None:
+        """Close a connection whose upstream may be at work, and see it stop if the handler wants to know."""
+        if self.exchange.follows:
+            self.exchange.parting = Parting.of(connection.transport)
         connection.close()
-        return parting
 
     def client_paused(self, *, paused: bool) -> None:
         """The client doesn't keep up with its answer, or has caught up."""
@@ -336,7 +336,7 @@ class Relay:
         if now < self.deadline or self.connection is None:
             return
         if self.exchange.state is State.SENT:
-            self.connection.close()
+            self._part(self.connection)
             self.failed(UpstreamFault.FIRST_BYTE_TIMEOUT, "no answer within the time allowed")
         elif self._client.write_paused:
             self._client.give_up("the client reads nothing")
