@@ -172,7 +172,7 @@ async def test_a_client_that_reads_nothing(house: Stage):
         else:
             stuck += 1
         await asyncio.sleep(0.002)
-    assert sent < 32 * MIB
+    assert sent < 256 * MIB  # in the kernel's buffers, however large those are here; it would go on for ever
     assert house.resident_bytes() - before < 4 * MIB
     client.transport.abort()
     await asyncio.wait_for(asked.closed.wait(), 10)
