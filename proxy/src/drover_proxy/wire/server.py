@@ -21,7 +21,7 @@ from drover_proxy.wire.head import BadRequest
 from drover_proxy.wire.limits import Limits
 from drover_proxy.wire.pool import Pool
 
-BACKLOG = 1024
+BACKLOG = 4096
 """Connections the kernel holds while the loop is busy, or while one process hands over to the next."""
 
 
@@ -94,17 +94,30 @@ class Server:
     def _connection(self) -> ClientConnection:
         return ClientConnection(self)
 
-    async def drain(self, timeout: float = 30.0) -> int:  # noqa: ASYNC109 - a bound, no cancellation
-        """Stop: accept no more, let what is under way finish, cut what is left after `timeout` seconds.
-
-        Returns the number of exchanges that were cut.
-        """
+    def stop_accepting(self) -> None:
+        """Close the listeners; connections go on, but are closed after the answer under way."""
         self.draining = True
         for listener in self._listeners:
             listener.close()
+        self._listeners.clear()
+
+    async def drain(self, timeout: float = 30.0, *, linger: float = 0.0) -> int:  # noqa: ASYNC109 - a bound
+        """Stop: accept no more, let what is under way finish, cut what is left after `timeout` seconds.
+
+        Args:
+            timeout: Seconds that it may take.
+            linger: Seconds for which idle connections, and those that still shake hands, may bring another
+                request; 0 closes them at once.
+
+        Returns:
+            The number of exchanges that were cut.
+        """
+        self.stop_accepting()
+        if linger:
+            await asyncio.sleep(linger)
         for connection in list(self.connections):
             connection.close_if_idle()
-        await self._wait_empty(timeout)
+        await self._wait_empty(max(0.0, timeout - linger))
         cut = sum(connection.exchange is not None for connection in self.connections)
         for connection in list(self.connections):
             connection.give_up("the proxy is stopping")
@@ -118,7 +131,6 @@ class Server:
         if self._hangups is not None:
             self._hangups.close()
             self._hangups = None
-        self._listeners.clear()
         return cut
 
     async def _wait_empty(self, timeout: float) -> None:  # noqa: ASYNC109 - as drain
