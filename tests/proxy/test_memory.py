@@ -54,7 +54,7 @@ async def test_a_large_upload_streams_through(house: Stage):
 
 
 async def test_an_upload_that_ollama_does_not_take(house: Stage):
-    """When Ollama reads nothing, the client is stopped, and the proxy doesn't grow; then all of it arrives."""
+    """When Ollama reads nothing, the client is stopped, and the proxy doesn't grow; then all arrives."""
     size, piece = 512 * MIB, b"x" * MIB
     client = await house.connect()
     before = house.resident_bytes()

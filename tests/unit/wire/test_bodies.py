@@ -64,6 +64,14 @@ async def test_a_204_in_chunks_is_no_answer(world: World):
     assert world.handler.story[-2][2] == UpstreamFault.BAD_ANSWER.value
 
 
+async def test_chunks_of_http10_are_no_answer(world: World):
+    """HTTP/1.0 knows no chunks: what comes so may have been put together by two that disagree."""
+    client = await world.client(get())
+    upstream = await world.origin.request()
+    upstream.send(b"HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n")
+    assert (await client.until(b"}")).startswith(b"HTTP/1.1 502 ")
+
+
 async def test_a_handshake_without_end(tmp_path):
     """Who connects for TLS and says nothing is cut when the time for a head is over."""
     async with World(Limits(**FAST, head_timeout=0.2)) as world:

@@ -48,6 +48,10 @@ class AnswerHead:
             raise BadAnswer(str(error)) from None
         self.length = 0
         self.framing = self._framing()
+        if start[1] == b"0":
+            if self.framing is Framing.CHUNKED:
+                raise BadAnswer("HTTP/1.0 knows no chunks")
+            raw = b"HTTP/1.1" + raw[8:]  # whoever relays speaks for itself (RFC 9110, 2.5)
         self.keep_alive = (
             start[1] == b"1"
             and self.framing is not Framing.CLOSE
