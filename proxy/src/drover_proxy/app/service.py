@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import resource
 import signal
@@ -142,6 +143,7 @@ class Service:
         )
         self._chores = [parts.spawn(work) for work in works]
         self._log.info("ready", listen=places, admin_listen=admin_places, models=len(parts.catalogue.models))
+        gc.freeze()  # what is here by now stays: no collection need look at it, and stop streams meanwhile
         self._notifier.ready(f"serving on {', '.join(places)}")
         await self._stopping.wait()
         return await (self._leave() if self._handover.possible else self._drain())
