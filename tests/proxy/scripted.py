@@ -18,6 +18,7 @@ TAG = re.compile(rb"<<([a-z0-9-]+)>>")
 DIGEST = re.compile(rb"/api/blobs/sha256:([0-9a-f]{64})")
 LENGTH = re.compile(rb"\r\ncontent-length: (\d+)\r\n", re.IGNORECASE)
 MODEL_BYTES = 100 << 20
+TCP_CLOSE = 7
 STOP_SECONDS = 0.04
 """The longest that it goes on for a client that has left; the real one was seen to take 6 to 16 ms."""
 
@@ -121,10 +122,16 @@ class Talk(asyncio.Protocol):
         self._closed()
         if self.asked is None:
             return False
-        asyncio.get_running_loop().call_later(self.ollama.dice.random() * STOP_SECONDS, self._stop)
+        asyncio.get_running_loop().call_later(self.ollama.dice.random() * STOP_SECONDS, self.stop)
         return True
 
-    def _stop(self) -> None:
+    @property
+    def was_reset(self) -> bool:
+        """Whether the kernel has closed the connection already."""
+        sock = self.transport.get_extra_info("socket")
+        return sock is None or sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == TCP_CLOSE
+
+    def stop(self) -> None:
         """Have stopped."""
         if self.asked is not None:
             self.ollama.active[self.asked.model] -= 1
@@ -134,7 +141,7 @@ class Talk(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is gone."""
         self._closed()
-        self._stop()
+        self.stop()
         self.ollama.talks.discard(self)
 
     def _closed(self) -> None:
@@ -198,6 +205,8 @@ class ScriptedOllama:
         assert asked.tag not in self.seen, f"{asked.tag} came twice"
         self.seen[asked.tag] = asked
         if asked.model:
+            for talk in [t for t in self.talks if t.asked and t.asked.model == asked.model and t.was_reset]:
+                talk.stop()  # its loss is in the same turn of the loop
             self.active[asked.model] += 1
             self.most_active = max(self.most_active, self.active[asked.model])
         if waiter := self._awaited.pop(asked.tag, None):

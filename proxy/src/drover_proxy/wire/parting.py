@@ -10,6 +10,8 @@ import socket
 WORKING = frozenset((1, 4, 5))
 """TCP's states (as in linux/tcp_states.h) while the other end is open: established, and both FIN-WAITs."""
 
+RESET_SECONDS = 0.02
+"""What an upstream is given that was writing in this very moment: a reset tells it, and us nothing more."""
 FIRST_SECONDS = 0.002
 LONGEST_SECONDS = 0.05
 """How often the kernel is asked: Ollama takes 6 to 16 ms to stop, or as long as its runner's batch takes."""
@@ -60,4 +62,6 @@ class Parting:
                     return False
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, LONGEST_SECONDS)
+            if self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+                await asyncio.sleep(RESET_SECONDS)
         return True
