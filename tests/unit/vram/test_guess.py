@@ -90,6 +90,15 @@ def test_own_engine_reckons_without_flash_attention():
     assert long - short > cache + 1.6 * GIB
 
 
+def test_own_engine_measures_its_own_families():
+    """What that engine runs itself isn't charged for heads times context."""
+    reckoned = own_engine_bytes(replace(LLAMA31_8B, architecture="llama"), context=32768, slots=1)
+    measured = info(
+        "qwen3", **{k.split(".", 1)[1].replace(".", "__"): v for k, v in LLAMA31_8B.hyperparameters.items()}
+    )
+    assert reckoned - own_engine_bytes(measured, context=32768, slots=1) > 1.5 * GIB
+
+
 def test_own_engine_counts_the_cache_by_its_type():
     """A quantised cache is smaller there, as Ollama counts it: 1 byte and half a byte an element."""
     full = own_engine_bytes(LLAMA31_8B, context=8192, slots=1)

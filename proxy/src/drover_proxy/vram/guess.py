@@ -34,6 +34,15 @@ OWN_ENGINE_BATCH = 512
 CACHE_BYTES = {"q8_0": 1.0, "q4_0": 0.5, "f32": 4.0}
 """Bytes of a cache element as Ollama before 0.30 counts them; all others are 2."""
 UNKNOWN_BYTES_PER_TOKEN = 256 * 1024
+MEASURED_FAMILIES = frozenset(
+    {
+        *("bert", "deepseek2", "deepseekocr", "gemma3", "gemma3n", "gemma4", "glm4moelite", "glmocr"),
+        *("gpt-oss", "gptoss", "laguna", "lfm2", "lfm2moe", "llama4", "mistral3", "mllama", "nemotron_h"),
+        *("nemotron_h_moe", "nemotron_h_omni", "nomic-bert", "olmo3", "qwen25vl", "qwen3", "qwen35"),
+        *("qwen35moe", "qwen3moe", "qwen3next", "qwen3vl", "qwen3vlmoe"),
+    }
+)
+"""Architectures that Ollama 0.24 runs by its own engine, which measures; the others are reckoned."""
 
 
 def guessed_bytes(info: ModelInfo, *, context: int, slots: int) -> int:
@@ -57,8 +66,8 @@ def needed_free_bytes(guess_bytes: int) -> int:
 def own_engine_bytes(info: ModelInfo, *, context: int, slots: int, kv_type: str = "f16") -> int:
     """Return the free memory with which Ollama before 0.30 evicts nobody.
 
-    The graph is that of the costliest of llama.cpp's common architectures, so it errs towards more. Models
-    that Ollama's own engine runs are measured there, and take less.
+    The graph is that of the costliest of llama.cpp's common architectures, so it errs towards more. For those
+    that the own engine runs it measures the graph, of which the output is the most.
     """
     layers = max(1, _integer(info, "block_count") or 1)
     tokens = context * slots
@@ -69,7 +78,9 @@ def own_engine_bytes(info: ModelInfo, *, context: int, slots: int, kv_type: str 
     cache = int(layers * tokens * heads_kv * lengths * CACHE_BYTES.get(kv_type, 2.0))
     batch = max(info.num_batch or OWN_ENGINE_BATCH, context if info.embedding_only else 0)
     vocabulary = _most(info, "vocab_size", 0) or _rows(info, embedding)
-    attention = 4 * batch * (4 * embedding + tokens * (1 + heads)) + 4 * tokens * default * heads_kv
+    attention = 0
+    if info.architecture not in MEASURED_FAMILIES:
+        attention = 4 * batch * (4 * embedding + tokens * (1 + heads)) + 4 * tokens * default * heads_kv
     logits = 4 * batch * (2 * embedding + vocabulary) + embedding * vocabulary * 105 // 128
     weights = _file_bytes(info)
     return weights + cache + max(attention, logits) + (weights + cache) // layers + MINIMUM_BYTES
