@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from drover_proxy import __version__
+from drover_proxy.build import BUILD
 from drover_proxy.config import ConfigError, load
 from drover_proxy.guard import command
 from drover_proxy.guard.keys import keys_path, load_keys
@@ -19,7 +20,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="drover-proxy",
         description="The door of a drover host: routes, queues, loads and evicts models on Ollama instances.",
     )
-    parser.add_argument("--version", action="version", version=f"drover-proxy {__version__}")
+    parser.add_argument("--version", action="version", version=f"drover-proxy {__version__} ({BUILD})")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     serve = commands.add_parser("serve", help="run the proxy", description="Run the proxy until SIGTERM.")
     serve.add_argument("--config", type=Path, default=Path("/etc/drover/proxy.yaml"), metavar="FILE")

@@ -17,6 +17,7 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from drover_proxy.admin.metrics import Histogram, Metrics
+from drover_proxy.build import BUILD
 
 
 class Exposition(Collector):
@@ -49,8 +50,8 @@ class Exposition(Collector):
             "drover_request_duration_seconds", "From a request's arrival to its end.", m.duration
         )
         yield _histogram("drover_load_duration_seconds", "How long successful loads took.", m.load_duration)
-        info = GaugeMetricFamily("drover_build_info", "Always 1.", labels=["version", "python"])
-        info.add_metric([m.version, platform.python_version()], 1)
+        info = GaugeMetricFamily("drover_build_info", "Always 1.", labels=["version", "python", "build"])
+        info.add_metric([m.version, platform.python_version(), BUILD], 1)
         yield info
         yield _gauge(
             "drover_config_last_reload_successful", "1 unless the last reload failed.", float(m.reload_ok)

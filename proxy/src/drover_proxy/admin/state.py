@@ -6,6 +6,7 @@ import time
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
+from drover_proxy.build import BUILD
 from drover_proxy.core.scheduler import Scheduler
 from drover_proxy.dialect.names import NameProblem, canonical
 
@@ -32,6 +33,7 @@ def snapshot(parts: Parts) -> dict[str, Any]:
     _, report = readiness(parts)
     return {
         "version": parts.metrics.version,
+        "build": BUILD,
         "monotonic_seconds": time.monotonic(),
         **report,
         "gpu_faults": parts.memory.faults,

@@ -26,6 +26,7 @@ from drover_proxy.app.memory import Memory
 from drover_proxy.app.parts import Parts
 from drover_proxy.app.recall import Recall
 from drover_proxy.app.runtime import Runtime
+from drover_proxy.build import BUILD
 from drover_proxy.config import ConfigError, ForwardingConfig, ProxyConfig, TlsConfig, load
 from drover_proxy.core.events import DrainRequested
 from drover_proxy.drivers.log import Log
@@ -107,7 +108,7 @@ class Service:
         loop.add_signal_handler(signal.SIGINT, self._stopping.set)
         loop.add_signal_handler(signal.SIGHUP, self._reload)
         _raise_file_limit(config, self._log)
-        self._log.info("starting", version=__version__, config=str(self._path))
+        self._log.info("starting", version=__version__, build=BUILD, config=str(self._path))
         if parts.door.ring is None:
             self._log.warning(
                 "open_door",

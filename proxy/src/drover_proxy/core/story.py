@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 KEPT = 4000
 
@@ -20,7 +20,7 @@ class Entry(NamedTuple):
     now: float
     request: Hashable | None
     model: str | None
-    what: object
+    what: Any  # not `object`: compiled, the class asks for each field's type by name
 
     def __str__(self) -> str:
         who = " ".join(str(part) for part in (self.request, self.model) if part is not None)

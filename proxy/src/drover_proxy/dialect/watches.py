@@ -8,6 +8,7 @@ last record proves that an answer is whole. So the start of the last record is a
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import msgspec
 
@@ -39,8 +40,8 @@ EVENT_ERROR = re.compile(rb"\Aevent:\s*(error|response\.failed)\r?\n")
 class LastLine(msgspec.Struct):
     """What of a native line says that it is the last."""
 
-    done: object = False
-    status: object = ""
+    done: Any = False  # not `object`: compiled, the class asks for each field's type by name
+    status: Any = ""
 
 
 _last_line = msgspec.json.Decoder(LastLine)

@@ -31,8 +31,11 @@ class Phase(enum.IntEnum):
     """Nothing: what comes is thrown away, what was written goes out, then the connection is closed."""
 
 
-class Link(asyncio.Protocol):
-    """The socket below a client's connection. What is read on it is the business of client.py."""
+class Link:
+    """The socket below a client's connection. What is read on it is the business of client.py.
+
+    An asyncio protocol by its methods, without that base class: compiled classes can't have one of Python's.
+    """
 
     __slots__ = (
         "certificate",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from drover_proxy.wire.answerhead import AnswerHeads
 from drover_proxy.wire.contract import UpstreamFault
@@ -58,7 +58,7 @@ class Upstream:
 class Pool:
     """The connections of one upstream."""
 
-    __slots__ = ("__weakref__", "connections", "dialing", "heads", "idle", "upstream", "watched")
+    __slots__ = ("connections", "dialing", "heads", "idle", "upstream", "watched")
 
     def __init__(self, upstream: Upstream) -> None:
         self.upstream = upstream
@@ -74,6 +74,11 @@ class Pool:
         return (
             f"connections: {len(self.connections)} ({len(self.idle)} idle), {len(self.dialing)} being dialled"
         )
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a connection, or one on its way."""
+        return bool(self.connections or self.dialing)
 
     def take(self) -> UpstreamConnection | None:
         """Give an idle connection, the youngest, or None."""
@@ -120,14 +125,13 @@ class Pool:
         loop = asyncio.get_running_loop()
         upstream = self.upstream
         connection = UpstreamConnection(self)
+        protocol: Any = connection  # by its methods: see Link
         try:
             if upstream.path:
-                await asyncio.wait_for(
-                    loop.create_unix_connection(lambda: connection, upstream.path), timeout
-                )
+                await asyncio.wait_for(loop.create_unix_connection(lambda: protocol, upstream.path), timeout)
             else:
                 await asyncio.wait_for(
-                    loop.create_connection(lambda: connection, upstream.host, upstream.port), timeout
+                    loop.create_connection(lambda: protocol, upstream.host, upstream.port), timeout
                 )
         except asyncio.TimeoutError:
             connection.close()  # it may have come about in the very moment of the timeout

@@ -6,7 +6,6 @@ import asyncio
 import socket
 import ssl
 import time
-import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -50,7 +49,7 @@ class Server:
         """The clock as of the last sweep: good enough for limits, and free."""
         self._by_peer: Counter[str] = Counter()
         self._listeners: list[asyncio.AbstractServer] = []
-        self._pools: weakref.WeakSet[Pool] = weakref.WeakSet()
+        self._pools: set[Pool] = set()
         self._sweeper: asyncio.TimerHandle | None = None
         self._empty = asyncio.Event()
         self._hangups: HangUps | None = None
@@ -91,7 +90,7 @@ class Server:
             bound += [_name(sock) for sock in listener.sockets]
         return bound
 
-    def _connection(self) -> ClientConnection:
+    def _connection(self) -> Any:  # an asyncio.Protocol by its methods: see Link
         return ClientConnection(self)
 
     def stop_accepting(self) -> None:
@@ -215,6 +214,9 @@ class Server:
             connection.sweep(now)
         for pool in list(self._pools):
             pool.sweep(now)
+            if not pool.connected:  # it comes back with its next request; one whose upstream is gone doesn't
+                self._pools.discard(pool)
+                pool.watched = False
         loop = asyncio.get_running_loop()
         self._sweeper = loop.call_later(self.limits.sweep_seconds, self._sweep)
 

@@ -22,11 +22,11 @@ NONE, BY_LENGTH, CHUNKED, CLOSE = Framing  # as globals, they are cheap to look 
 _NOT_CONNECTED = asyncio.Transport()
 
 
-class UpstreamConnection(asyncio.Protocol):
+class UpstreamConnection:
     """One connection to one upstream. While `relay` is None it is idle in its pool.
 
     It is never half-closed: Ollama leaks what a half-closed client left behind. It ends by
-    `transport.abort()`, and so in the same turn of the loop.
+    `transport.abort()`, and so in the same turn of the loop. As to its base class, see Link.
     """
 
     __slots__ = (
