@@ -9,12 +9,22 @@ from __future__ import annotations
 
 from drover_proxy.dialect.routes import Shape
 from drover_proxy.dialect.watches import StreamWatch
-from drover_proxy.wire import BodyPlan, Exchange, Limits, UpstreamError, UpstreamFault
+from drover_proxy.wire import BodyPlan, Exchange, Limits, Outcome, UpstreamError, UpstreamFault
 from drover_proxy.wire.client import ClientConnection
 from drover_proxy.wire.link import Phase
 from drover_proxy.wire.states import State
 
-from tests.fuzz.fakes import TURNS, Dialing, FakeUpstream, Pipe, Quiet, connect, make_server, on_turns
+from tests.fuzz.fakes import (
+    TURNS,
+    DeliberateError,
+    Dialing,
+    FakeUpstream,
+    Pipe,
+    Quiet,
+    connect,
+    make_server,
+    on_turns,
+)
 
 LENGTH = b"POST /l HTTP/1.1\r\nHost: a\r\nContent-Length: 6\r\n\r\n"
 CHUNKED = b"POST /c HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -38,6 +48,7 @@ MORE = (
     b"GET /ten HTTP/1.0\r\nConnection: keep-alive\r\n\r\n",
     CHUNKED + b"3\r\nabc\r\n0\r\n\r\n" + LENGTH,
 )
+RAISING = ("", "head", "ready", "answered", "upstream_failed", "gone", "finished", "")
 STREAM = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 FROM_UPSTREAM = (
     b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok",
@@ -71,16 +82,25 @@ class Steered(Quiet):
         self.at_head = False
         self.at_ready = 0
         self.on_failure = 0
+        self.raising = ""
+        """The method whose next call raises: a handler's bug costs one request, and nothing else."""
+
+    def _perhaps_raise(self, method: str) -> None:
+        if self.raising == method:
+            self.raising = ""
+            raise DeliberateError(method)
 
     def head(self, ex: Exchange) -> BodyPlan:
         """Begin; answer at once where the program says so."""
         super().head(ex)
+        self._perhaps_raise("head")
         if self.at_head:
             ex.respond(401, [], b"no")
         return self.plan
 
     def ready(self, ex: Exchange) -> None:
         """Forward, answer, or hold."""
+        self._perhaps_raise("ready")
         if self.at_ready < 4:
             self.world.forward(ex)
         elif self.at_ready < 6:
@@ -88,6 +108,7 @@ class Steered(Quiet):
 
     def upstream_failed(self, ex: Exchange, error: UpstreamError) -> bool:
         """Try again where that is safe, answer, or leave it to the wire."""
+        self._perhaps_raise("upstream_failed")
         if self.on_failure == 1 and error.retryable:
             self.world.forward(ex)
             return True
@@ -95,6 +116,20 @@ class Steered(Quiet):
             ex.respond(503)
             return True
         return self.on_failure == 3 and error.fault is not UpstreamFault.DIAL
+
+    def answered(self, ex: Exchange, status: int) -> None:
+        """Raise, perhaps."""
+        self._perhaps_raise("answered")
+
+    def gone(self, ex: Exchange) -> None:
+        """See that its upstream is gone; raise, perhaps."""
+        super().gone(ex)
+        self._perhaps_raise("gone")
+
+    def finished(self, ex: Exchange, outcome: Outcome) -> None:
+        """Keep; raise, perhaps."""
+        super().finished(ex, outcome)
+        self._perhaps_raise("finished")
 
 
 class World:
@@ -205,6 +240,7 @@ class World:
             self.handler.plan = BodyPlan(which % 3)
         elif what == 3:
             self.handler.at_head = which == 7
+            self.handler.raising = RAISING[which]
         elif what == 4:
             self.handler.at_ready = which
         elif what == 5:
@@ -286,6 +322,11 @@ def seeds() -> list[bytes]:
     return [
         program((0, 0), dial, answer, (0, 1), answer, (4, 4), answer, answer, answer),
         program((0, 2), (0, 3), dial, (8, 2), (8, 4), (6, 0), (8, 4), (7, 0), (8, 5)),
+        *(
+            program((27, n), (0, 0), dial, (8, 2), (8, 4), (5, 3), (30, 0), (0, 1), dial, answer)
+            for n in range(7)
+        ),
+        program((27, 4), (0, 0), (18, 0), (0, 0), dial, (13, 0), (0, 0)),
         program((0, 0), dial, (6, 7), answer, (0, 0), (7, 0), answer, (0, 0), answer),
         program((26, 2), (0, 4), dial, (14, 0), (0, 4), (15, 0), (0, 5), (8, 1), (8, 7)),
         program((26, 2), (4, 2), dial, (4, 3), (8, 2), (13, 4)),
