@@ -1,4 +1,4 @@
-"""The wire without sockets: transports that remember, a pool that dials at once, a clock."""
+"""The wire without sockets: transports that remember, turns of a loop, a clock."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from typing import Any
 from drover_proxy.wire import BodyPlan, Exchange, Limits, Outcome, Server, Upstream, UpstreamError
 from drover_proxy.wire.client import ClientConnection
 from drover_proxy.wire.link import Link
-from drover_proxy.wire.pool import Pool
-from drover_proxy.wire.relay import Relay
 from drover_proxy.wire.upstream import UpstreamConnection
 
 
@@ -35,6 +33,9 @@ class Turns:
         if isinstance(context.get("exception"), DeliberateError):
             return
         raise AssertionError(context["message"]) from context.get("exception")
+
+    def call_later(self, seconds: float, call: Callable[..., object]) -> None:
+        """Not by itself: the harness sweeps."""
 
     def is_running(self) -> bool:
         """Tell."""
@@ -176,54 +177,23 @@ class Pipe(asyncio.Transport):
         self.settle(error)
 
 
-class Dialing:
-    """A dial under way, as the relay sees its task."""
+class Wires:
+    """An upstream whose connections are pipes: there is always an idle one, so that nothing is dialled."""
 
-    def __init__(self, pool: FakePool, relay: Relay) -> None:
-        self.pool, self.relay = pool, relay
-
-    def cancel(self) -> None:
-        """Give it up."""
-        self.pool.under_way.remove(self)
-
-
-class FakePool(Pool):
-    """Dials at once, or when the harness says so; keeps all the pipes it ever made."""
-
-    __slots__ = ("at_once", "pipes", "under_way")
-
-    def __init__(self, upstream: Upstream, *, at_once: bool) -> None:
-        super().__init__(upstream)
-        self.at_once = at_once
+    def __init__(self) -> None:
+        self.upstream = Upstream("gpu0", "127.0.0.1", 11434)
+        self.pool = self.upstream.pool
         self.pipes: list[Pipe] = []
-        self.under_way: list[Dialing] = []
+        self.supply()
 
-    def dial(self, relay: Relay, timeout: float) -> asyncio.Task[None]:
-        """Hand the relay a connection."""
-        if self.at_once:
-            relay.dialed(self.connect())
-            return None  # type: ignore[return-value] # the relay has its connection already
-        dialing = Dialing(self, relay)
-        self.under_way.append(dialing)
-        return dialing  # type: ignore[return-value] # all that the relay does is to cancel it
-
-    def connect(self) -> UpstreamConnection:
-        """Make a connection."""
-        connection = UpstreamConnection(self)
-        pipe = Pipe(connection)
-        self.pipes.append(pipe)
-        connection.connection_made(pipe)
-        return connection
-
-
-class FakeUpstream(Upstream):
-    """An upstream over such a pool."""
-
-    __slots__ = ()
-
-    def __init__(self, *, at_once: bool = True) -> None:
-        super().__init__("gpu0", "127.0.0.1", 11434)
-        self.pool: FakePool = FakePool(self, at_once=at_once)
+    def supply(self) -> None:
+        """Lay an idle connection ready, if there is none."""
+        if not self.pool.idle:
+            connection = UpstreamConnection(self.pool)
+            pipe = Pipe(connection)
+            self.pipes.append(pipe)
+            connection.connection_made(pipe)
+            self.pool.idle.append(connection)
 
 
 class FakeHangUps:

@@ -13,7 +13,7 @@ from drover_proxy.dialect.routes import Shape
 from drover_proxy.dialect.watches import StreamWatch
 from drover_proxy.wire import Exchange, Kind
 
-from tests.fuzz.fakes import TURNS, FakeUpstream, Quiet, connect, cuts, make_server, on_turns
+from tests.fuzz.fakes import TURNS, Quiet, Wires, connect, cuts, make_server, on_turns
 from tests.fuzz.reference import Answer, answer_in
 
 METHODS = (b"GET", b"HEAD")
@@ -25,9 +25,9 @@ FAILED = {Kind.UPSTREAM_FAILED, Kind.UPSTREAM_BROKEN}
 class Asking(Quiet):
     """Forwards the one request."""
 
-    def __init__(self, upstream: FakeUpstream, shape: Shape | None) -> None:
+    def __init__(self, upstream: Wires, shape: Shape | None) -> None:
         super().__init__()
-        self.upstream, self.shape = upstream, shape
+        self.upstream, self.shape = upstream.upstream, shape
 
     def ready(self, ex: Exchange) -> None:
         """Forward."""
@@ -45,12 +45,12 @@ class Told(NamedTuple):
 
 def relay(sent: bytes, method: bytes, shape: Shape | None, ending: int, cut: int) -> Told:
     """Let the upstream send this."""
-    upstream = FakeUpstream()
+    upstream = Wires()
     handler = Asking(upstream, shape)
     server, _ = make_server(handler)
     client, pipe = connect(server)
     client.data_received(method + b" /x HTTP/1.1\r\nHost: a\r\n\r\n")
-    (other,) = upstream.pool.pipes
+    (other,) = upstream.pipes
     for piece in cuts(sent, cut):
         if other.closed:
             break
@@ -67,7 +67,7 @@ def relay(sent: bytes, method: bytes, shape: Shape | None, ending: int, cut: int
     TURNS.turn()
     kind = handler.outcomes[0].kind if handler.outcomes else None
     answer, _ = answer_in(pipe.written, method, closed=pipe.closed and not pipe.aborted)
-    assert len(upstream.pool.pipes) == 1, "a fresh connection is never replaced"
+    assert len(upstream.pipes) == 1, "a fresh connection is never replaced"
     pipe.lose(None)
     other.settle()
     assert len(handler.outcomes) == 1

@@ -7,18 +7,21 @@ somebody's, and nobody is left paused whom nothing would wake.
 
 from __future__ import annotations
 
+import asyncio
+
 from drover_proxy.dialect.routes import Shape
 from drover_proxy.dialect.watches import StreamWatch
-from drover_proxy.wire import BodyPlan, Exchange, Limits, Outcome, UpstreamError, UpstreamFault
+from drover_proxy.wire import BodyPlan, Exchange, Limits, Outcome, Upstream, UpstreamError, UpstreamFault
 from drover_proxy.wire.client import ClientConnection
 from drover_proxy.wire.link import Phase
+from drover_proxy.wire.pool import Pool
+from drover_proxy.wire.relay import Relay
 from drover_proxy.wire.states import State
+from drover_proxy.wire.upstream import UpstreamConnection
 
 from tests.fuzz.fakes import (
     TURNS,
     DeliberateError,
-    Dialing,
-    FakeUpstream,
     Pipe,
     Quiet,
     connect,
@@ -70,6 +73,52 @@ MORE_UPSTREAM = (
     b"3\r\nab",
     b"HTTP/1.1 413 Too Large\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
 )
+
+
+class Dialing:
+    """A dial under way, as the relay sees its task."""
+
+    def __init__(self, pool: FakePool, relay: Relay) -> None:
+        self.pool, self.relay = pool, relay
+
+    def cancel(self) -> None:
+        """Give it up."""
+        self.pool.under_way.remove(self)
+
+
+class FakePool(Pool):
+    """Dials when the program says so; keeps the pipes it made."""
+
+    __slots__ = ("pipes", "under_way")
+
+    def __init__(self, upstream: Upstream) -> None:
+        super().__init__(upstream)
+        self.pipes: list[Pipe] = []
+        self.under_way: list[Dialing] = []
+
+    def dial(self, relay: Relay, timeout: float) -> asyncio.Task[None]:
+        """Begin to dial."""
+        dialing = Dialing(self, relay)
+        self.under_way.append(dialing)
+        return dialing  # type: ignore[return-value] # all that the relay does is to cancel it
+
+    def connect(self) -> UpstreamConnection:
+        """Make a connection."""
+        connection = UpstreamConnection(self)
+        pipe = Pipe(connection)
+        self.pipes.append(pipe)
+        connection.connection_made(pipe)
+        return connection
+
+
+class FakeUpstream(Upstream):
+    """An upstream over such a pool."""
+
+    __slots__ = ()
+
+    def __init__(self) -> None:
+        super().__init__("gpu0", "127.0.0.1", 11434)
+        self.pool: FakePool = FakePool(self)
 
 
 class Steered(Quiet):
@@ -140,7 +189,7 @@ class World:
         self.server, self.clock = make_server(
             self.handler, Limits(body_bytes=50_000, first_byte_timeout=20.0)
         )
-        self.upstream = FakeUpstream(at_once=False)
+        self.upstream = FakeUpstream()
         self.client: ClientConnection
         self.pipe: Pipe
         self.watch = False
@@ -253,10 +302,7 @@ class World:
 
     def sweep(self) -> None:
         """Do what the server does every second."""
-        self.server.now = self.clock.now
-        for connection in list(self.server.connections):
-            connection.sweep(self.clock.now)
-        self.upstream.pool.sweep(self.clock.now)
+        self.server._sweep()
 
     def settle(self) -> None:
         """Let the loop's turn end."""

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from drover_proxy.wire import BodyPlan, Exchange, Kind, UpstreamError
 
-from tests.fuzz.fakes import TURNS, FakeUpstream, Quiet, connect, cuts, make_server, on_turns
+from tests.fuzz.fakes import TURNS, Quiet, Wires, connect, cuts, make_server, on_turns
 from tests.fuzz.reference import Seen, one_request, requests_in
 from tests.unit.wire.test_strict import ACCEPTED, REFUSED
 
@@ -19,9 +19,9 @@ ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
 class Forwarding(Quiet):
     """Forwards everything, with bodies dealt with by one plan."""
 
-    def __init__(self, plan: BodyPlan, upstream: FakeUpstream) -> None:
+    def __init__(self, plan: BodyPlan, upstream: Wires) -> None:
         super().__init__()
-        self.plan, self.upstream = plan, upstream
+        self.plan, self.upstream = plan, upstream.upstream
 
     def head(self, ex: Exchange) -> BodyPlan:
         """Give the plan."""
@@ -39,7 +39,7 @@ class Forwarding(Quiet):
 
 def ask(data: bytes, plan: BodyPlan, cut: int) -> tuple[list[Seen], bool]:
     """Send these bytes to the proxy; return what its upstream has seen, and whether the connection ended."""
-    upstream = FakeUpstream()
+    upstream = Wires()
     handler = Forwarding(plan, upstream)
     server, _ = make_server(handler)
     connection, pipe = connect(server)
@@ -47,11 +47,12 @@ def ask(data: bytes, plan: BodyPlan, cut: int) -> tuple[list[Seen], bool]:
     for piece in cuts(data, cut):
         if pipe.closed:
             break
+        upstream.supply()
         connection.data_received(piece)
         TURNS.turn()
         while _serve(upstream, seen):
             TURNS.turn()
-    for other in upstream.pool.pipes:
+    for other in upstream.pipes:
         if other.written and not other.closed:
             assert one_request(other.written) is None, "given up, and yet whole"
     ended = pipe.closed or pipe.half_closed
@@ -63,9 +64,9 @@ def ask(data: bytes, plan: BodyPlan, cut: int) -> tuple[list[Seen], bool]:
     return seen, ended
 
 
-def _serve(upstream: FakeUpstream, seen: list[Seen]) -> bool:
+def _serve(upstream: Wires, seen: list[Seen]) -> bool:
     """Be the upstream: answer each connection on which a request is whole."""
-    for pipe in upstream.pool.pipes:
+    for pipe in upstream.pipes:
         pipe.settle()
         if pipe.written and not pipe.closed:
             request = one_request(pipe.written)
