@@ -140,7 +140,8 @@ class InventedHost(RuleBasedStateMachine):
             room = sum(max(0, self.free(uuid) - GIB) for uuid in gpus)
             assert room >= command.predicted_bytes - 2, "loaded into memory that isn't there"
         self.check_books(command, gpus)
-        self.saw_free[command.instance] = {uuid: self.free(uuid) for uuid in gpus}
+        if self.sampled_at > self.disturbed_at:  # else nobody but Ollama knows what it sees
+            self.saw_free[command.instance] = {uuid: self.free(uuid) for uuid in gpus}
         self.loading[command.instance] = command
         self.load_began[command.instance] = self.now
 
