@@ -96,8 +96,8 @@ def model_of(name: str) -> str:
         raise BodyProblem(
             403, "cloud_refused", "ollama cloud is disabled: remote model is unavailable"
         ) from error
-    except NameProblem as error:
-        raise BodyProblem(400, "invalid_model_name", str(error)) from error
+    except NameProblem as problem:  # another name than above: compiled, a variable has one type
+        raise BodyProblem(400, "invalid_model_name", str(problem)) from problem
 
 
 def read(route: Route, body: bytes) -> Asked:

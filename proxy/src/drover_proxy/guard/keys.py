@@ -253,8 +253,8 @@ def load_keys(path: Path) -> KeyRing:
         content = path.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(str(path), [Problem("", f"can't be read: {error.strerror}")]) from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(str(path), [Problem("", "is not UTF-8 text")]) from error
+    except UnicodeDecodeError as problem:  # another name than above: compiled, a variable has one type
+        raise ConfigError(str(path), [Problem("", "is not UTF-8 text")]) from problem
     return KeyRing(read_keys(content, str(path)))
 
 
