@@ -8,7 +8,6 @@ last record proves that an answer is whole. So the start of the last record is a
 from __future__ import annotations
 
 import re
-from typing import Any
 
 import msgspec
 
@@ -37,14 +36,10 @@ NATIVE_ERROR = re.compile(rb'\A\{\s*"error"\s*:')
 EVENT_ERROR = re.compile(rb"\Aevent:\s*(error|response\.failed)\r?\n")
 
 
-class LastLine(msgspec.Struct):
-    """What of a native line says that it is the last."""
+LAST = {Shape.DONE: ("done", b"true"), Shape.STATUS: ("status", b'"success"')}
+"""What a native line says that is the last."""
 
-    done: Any = False  # not `object`: compiled, the class asks for each field's type by name
-    status: Any = ""
-
-
-_last_line = msgspec.json.Decoder(LastLine)
+_fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 class StreamWatch:
@@ -94,10 +89,11 @@ class StreamWatch:
         if len(self._record) >= KEPT_BYTES - 8:
             return bool(TERMINATOR[self._shape].search(record))
         try:
-            line = _last_line.decode(record)
+            fields = _fields.decode(record)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return False
-        return line.done is True if self._shape is Shape.DONE else line.status == "success"
+        field, value = LAST[self._shape]
+        return bytes(fields.get(field, b"")) == value
 
     def error(self) -> str | None:
         """Name the error that the stream itself told its client.
