@@ -155,6 +155,7 @@ def test_runner_is_killed_while_idle(start, model):
     server.generate(model)
     (pid,) = server.runners()
     os.kill(pid, signal.SIGKILL)
+    eventually(lambda: pid not in server.runners(), what="the runner is dead")
     assert len(server.ps()) == 1
     assert server.generate(model, "[[tokens=1]]").status == 200
     assert server.runners() != [pid]
