@@ -24,6 +24,7 @@ WIDE = "qwen2.5:32b"
 GENERATING = (TINY, SMALL, GEMMA, MISTRAL, OTHER, MIDDLE, LARGE)
 LOADS = int(os.environ.get("ALTERNATING_LOADS", "60" if "OLLAMA_BIN" in os.environ else "120"))
 CLIENTS = 6
+QUEUE = {"queue": {"starve_seconds": 5}}
 QUICK = {"load_seconds_min": 0.05, "disk_bytes_per_second": 1e11, "answer_tokens": 4}
 PATIENCE_SECONDS = 60.0
 """Nobody waits longer than this: each load takes a second or two, and there are two GPUs."""
@@ -92,7 +93,9 @@ def judge(rig, ended, waits, *, beside_at_least):
 @pytest.mark.timeout(180 + 4 * LOADS)
 def test_ollama_never_evicts(make_rig):
     """Many loads of eight models on two GPUs: nothing vanishes, nothing spills, nobody waits for long."""
-    rig = make_rig(gpu_bytes=(11 * GIB, 14 * GIB), models=(*GENERATING, EMBED), slots=2, knobs=QUICK).start()
+    rig = make_rig(
+        gpu_bytes=(11 * GIB, 14 * GIB), models=(*GENERATING, EMBED), slots=2, knobs=QUICK, extra=QUEUE
+    ).start()
     judge(rig, *asyncio.run(alternate(rig, GENERATING, LOADS)), beside_at_least=LOADS / 10)
 
 
@@ -100,7 +103,7 @@ def test_ollama_never_evicts(make_rig):
 def test_with_an_instance_over_both_gpus(make_rig):
     """A model that needs both GPUs takes turns with those that need one: room is made on both."""
     models = (TINY, SMALL, MIDDLE, WIDE)
-    rig = make_rig(gpu_bytes=(14 * GIB, 14 * GIB), models=(*models, EMBED), slots=2, knobs=QUICK)
+    rig = make_rig(gpu_bytes=(14 * GIB, 14 * GIB), models=(*models, EMBED), slots=2, knobs=QUICK, extra=QUEUE)
     rig.instance_ports.append(free_port())
     names = (("gpu0", ["GPU-0"]), ("gpu1", ["GPU-1"]), ("both", ["GPU-0", "GPU-1"]))
     rig.write_config(
