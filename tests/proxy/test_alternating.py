@@ -29,11 +29,7 @@ QUICK = {"load_seconds_min": 0.05, "disk_bytes_per_second": 1e11, "answer_tokens
 PATIENCE_SECONDS = 60.0
 """Nobody waits longer than this: each load takes a second or two, and there are two GPUs."""
 FORBIDDEN = (
-    "runner_vanished",
-    "load_spilled",
-    "runner_spilled",
-    "load_failed",
-    "unload_failed",
+    *("runner_vanished", "load_spilled", "runner_spilled", "load_failed", "unload_failed", "memory_late"),
     "core_error",
 )
 EVICTED = re.compile(r"predicted to exceed|max runners achieved|evicting all other|evict_all=true")

@@ -339,6 +339,27 @@ def test_one_promise_a_gpu():
         ledger.promise(RunnerKey("g0", "b"), {"G0": 1}, 2)
 
 
+@pytest.mark.parametrize("seen_during_load", [None, 12, 8])
+def test_a_load_does_not_hide_an_unload(seen_during_load):
+    """What a load took since the last sample doesn't make memory that has come back look late."""
+    ledger = Ledger(Desk().core.state.config.gpus, 30)
+    old, new = RunnerKey("g0", "old"), RunnerKey("g0", "new")
+    ledger.keep(old, {"G0": 10 * GIB}, 0)
+    ledger.observe("G0", e.GpuMemory(24 * GIB, 14 * GIB), 1)
+    ledger.promise(new, {"G0": 6 * GIB}, 2)
+    if seen_during_load is not None:
+        ledger.observe("G0", e.GpuMemory(24 * GIB, seen_during_load * GIB), 2.5)
+    ledger.keep(new, {"G0": 6 * GIB}, 3)
+    ledger.expect(old)
+    ledger.let_go(old, 3.2)
+    assert ledger.coming("G0") == 10 * GIB
+    ledger.observe("G0", e.GpuMemory(24 * GIB, 13 * GIB), 4)
+    assert ledger.coming("G0") == 5 * GIB
+    ledger.observe("G0", e.GpuMemory(24 * GIB, 18 * GIB), 5)
+    assert ledger.coming("G0") == 0
+    assert not ledger.expire(100)
+
+
 def test_failed_load_gives_back_late():
     """What a failed load had taken is expected back: nobody is evicted for it."""
     desk = Desk(loads=LoadLimits())

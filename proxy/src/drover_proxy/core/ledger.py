@@ -58,6 +58,8 @@ class GpuBook:
     uuid: str
     total_bytes: int
     free_bytes: int | None = None
+    settled_bytes: int | None = None
+    """What must be free now that a load has taken all of its memory, unseen yet; None: what was seen last."""
     foreign_bytes: int = 0
     sampled_at: float = NEVER
     changed_at: float = NEVER
@@ -92,7 +94,10 @@ class Ledger:
         book = self.books.get(uuid)
         if book is None or sampled_at < book.sampled_at:
             return
-        risen = memory.free_bytes - book.free_bytes if book.free_bytes is not None else 0
+        before = book.free_bytes
+        if book.settled_bytes is not None and sampled_at > book.changed_at:
+            before, book.settled_bytes = book.settled_bytes, None
+        risen = memory.free_bytes - before if before is not None else 0
         for key, release in tuple(book.releases.items()):
             taken = min(max(0, risen), release.missing_bytes)
             release.missing_bytes -= taken
@@ -152,6 +157,9 @@ class Ledger:
         for uuid, size in shares.items():
             book = self.books[uuid]
             if book.promise is not None and book.promise.key == key:
+                # What a load takes must not hide what an unload at the same time gives back.
+                left = book.promise.free_before_bytes - size
+                book.settled_bytes = left if book.free_bytes is None else min(book.free_bytes, left)
                 book.promise = None
                 book.changed_at = now
             book.charges[key] = size
