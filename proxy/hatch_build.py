@@ -28,7 +28,7 @@ MODULES = {
         "beside", "entities", "eviction", "ledger", "loading", "managing", "observing", "placement",
         "queueing", "scheduler", "sharing", "sizing", "state", "story", "transitions",
     ),
-    "dialect": ("body", "errors", "names", "watches"),  # what is asked for; watches see every token
+    "dialect": ("body", "errors", "form", "names", "watches"),  # what is asked for; watches see every token
     "drivers": ("log",),  # a line a request
     "guard": ("door", "keys"),  # asked for every request
     "wire": (  # every byte of a head, every piece of an answer

@@ -38,3 +38,34 @@ def test_no_name_is_given_to_errors_of_two_types(path: Path):
                 caught[handler.name].add(ast.unparse(handler.type))
         for name, types in caught.items():
             assert len(types) == 1, f"{function.name}: {name} is {sorted(types)}"
+
+
+def test_nothing_interpreted_inherits_from_what_is_compiled():
+    """Python refuses it when the class is made, which may be with the first request of its kind."""
+    compiled = {
+        f"drover_proxy.{package}.{module}" for package, modules in MODULES.items() for module in modules
+    }
+    found = []
+    for path in (PROXY / "src").rglob("*.py"):
+        if path in PATHS:
+            continue
+        tree = ast.parse(path.read_text())
+        taken = {
+            alias.asname or alias.name
+            for node in ast.walk(tree)
+            if isinstance(node, ast.ImportFrom) and node.module in compiled
+            for alias in node.names
+        }
+        found += [
+            f"{path.name}: {made.name}({base.id})"
+            for made in ast.walk(tree)
+            if isinstance(made, ast.ClassDef)
+            for base in made.bases
+            if isinstance(base, ast.Name) and base.id in taken and not issubclass_of_error(base.id)
+        ]
+    assert found == []
+
+
+def issubclass_of_error(name: str) -> bool:
+    """Whether this is an exception: those may be inherited from."""
+    return name.endswith(("Error", "Problem"))
