@@ -11,7 +11,7 @@ from typing import Any
 from pyinfra import host
 from pyinfra.api import operation
 
-from deploys.lib import apt, operations, serving, wheelhouse
+from deploys.lib import apt, compiled, operations, serving, wheelhouse
 from deploys.lib.facts import FileState, FileStateFact, Lines
 from deploys.lib.instances import GpuUuids, UnknownGpuError, bound, planned
 from deploys.lib.operations import Commands
@@ -66,7 +66,14 @@ def preflight(ctx: Context) -> None:
     architecture = ctx.machine.architecture or "amd64"
     if architecture not in wheelhouse.MACHINES:
         ctx.refuse(f"the proxy has no wheels for {architecture}")
-    ctx.notes["target"] = wheelhouse.Target(python, architecture)
+    ctx.notes["target"] = wheelhouse.Target(python, architecture, values["proxy_compiled"])
+    if values["proxy_compiled"]:
+        libc = "".join(host.get_fact(Lines, script="getconf GNU_LIBC_VERSION")).removeprefix("glibc").strip()
+        if reason := compiled.lacking(python, wheelhouse.MACHINES[architecture], libc):
+            ctx.refuse(
+                f"proxy_compiled is set, but {reason}. Next: run the deploy from a machine that is like the "
+                "host, or set proxy_compiled: false"
+            )
     ctx.notes["release"] = wheelhouse.release_name(ctx.notes["target"])
     ctx.notes["admin"] = f"http://127.0.0.1:{values['monitoring_listen'].rpartition(':')[2]}"
 

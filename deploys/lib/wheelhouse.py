@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import functools
 import hashlib
+import os
 import shutil
 import subprocess
 import sys
@@ -21,11 +22,10 @@ from typing import Any
 
 from packaging.markers import Marker
 
+from deploys.lib import compiled
+from deploys.lib.compiled import CACHE, PROXY
 from drover.errors import DroverError
-from drover.schema import ROOT
 
-PROXY = ROOT / "proxy"
-CACHE = ROOT / ".cache" / "proxy"
 MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
 # Newest first; a wheel for an older glibc fits too.
 PLATFORMS = ("manylinux_2_28", "manylinux_2_17", "manylinux2014")
@@ -39,6 +39,7 @@ class Target:
 
     python: str  # such as 3.11
     architecture: str  # Debian's name
+    compiled: bool = False  # with its hot modules as machine code
 
     @property
     def machine(self) -> str:
@@ -56,18 +57,15 @@ def version() -> str:
 
 @functools.cache
 def sources() -> str:
-    """Return a digest of all that the proxy is built from."""
-    digest = hashlib.sha256()
-    files = [PROXY / "pyproject.toml", PROXY / "README.md", PROXY / "requirements.lock"]
-    files += [path for path in (PROXY / "src").rglob("*") if path.is_file() and path.suffix != ".pyc"]
-    for path in sorted(files):
-        digest.update(f"{path.relative_to(PROXY)}\0".encode() + path.read_bytes() + b"\0")
+    """Return a digest of all that a bundle is made from: the proxy's sources, and the lock."""
+    digest = hashlib.sha256(compiled.sources().encode())
+    digest.update((PROXY / "requirements.lock").read_bytes())
     return digest.hexdigest()
 
 
 def release_name(target: Target) -> str:
     """Return the name of the release: its version, and a hash of sources, lock and target."""
-    text = f"{sources()} {target.python} {target.architecture}"
+    text = f"{sources()} {target.python} {target.architecture}{' compiled' * target.compiled}"
     return f"{version()}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
@@ -127,8 +125,11 @@ def _make(target: Target, file: Path) -> None:
     wheels = _dependencies(target, text)
     with tempfile.TemporaryDirectory(dir=CACHE) as made:
         folder = Path(made)
-        _pip("wheel", "--no-build-isolation", "--no-deps", "-w", made, str(PROXY))
-        own = next(folder.glob("*.whl"))
+        if target.compiled:
+            own = compiled.wheel()
+        else:
+            _pip("wheel", "--no-build-isolation", "--no-deps", "-w", made, str(PROXY))
+            own = next(folder.glob("*.whl"))
         digest = hashlib.sha256(own.read_bytes()).hexdigest()
         requirements = folder / "requirements.txt"
         requirements.write_text(f"{text}drover-proxy=={version()} --hash=sha256:{digest}\n", encoding="utf-8")
@@ -170,7 +171,8 @@ def _dependencies(target: Target, text: str) -> Path:
 
 def _pip(*arguments: str) -> None:
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q", *arguments]
-    done: Any = subprocess.run(command, capture_output=True, text=True, check=False)
+    environment = {name: value for name, value in os.environ.items() if name != compiled.VARIABLE}
+    done: Any = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         lines = (done.stderr or done.stdout).strip().splitlines()
         why = next(

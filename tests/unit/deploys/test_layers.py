@@ -57,6 +57,17 @@ def test_a_host_that_cannot_be_served_well_is_refused(run, deploy, variables, re
     assert reason in done.stderr
 
 
+def test_a_wish_for_machine_code_that_cannot_be_met_is_refused(run, monkeypatch):  # noqa: F811
+    """The pure wheel isn't taken instead, in silence; nothing is touched."""
+    monkeypatch.setenv("CC", "no-such-compiler")
+
+    done = run(HOST, "--dry", "--json", deploys=("deploys/proxy.py",), proxy_keys=KEYS, proxy_compiled=True)
+
+    assert done.returncode != 0
+    assert "proxy_compiled is set, but" in done.stderr
+    assert "no C compiler (no-such-compiler)" in done.stderr
+
+
 def test_an_open_door_must_be_meant(run):  # noqa: F811 - the fixture
     """With proxy_open the keys aren't needed, and none are laid."""
     names = plan_of(run(HOST, "--dry", "--json", deploys=("deploys/proxy.py",), proxy_open=True))
