@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 # The targets share one lab and one .venv: never side by side, even under -j.
 .NOTPARALLEL:
-.PHONY: help venv lock lint test test-unit test-contract test-lab test-molecule fuzz matrix demo bench bench-wire docs lab-up lab-down clean
+.PHONY: help venv lock lint test test-unit test-contract test-compiled test-lab test-molecule fuzz matrix demo bench bench-wire docs lab-up lab-down clean
 
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
@@ -30,6 +30,10 @@ test-contract: venv  ## an Ollama (simulated, or OLLAMA_BIN=...) against its con
 	@scripts/packages.sh
 	$(PYTEST) tests/contract tests/proxy
 
+test-compiled: venv  ## the proxy with its hot modules compiled: the wire's tests, and the proxy's with real clients
+	@scripts/packages.sh
+	$(PYTEST) tests/compiled
+
 test-lab: venv  ## real systemd hosts: the lab itself, the deploys, the leak test (root on Linux)
 	@scripts/need-root.sh test-lab
 	$(PYTEST) tests/lab
@@ -44,7 +48,7 @@ fuzz: venv  ## fuzz the parsers, the wire and the bodies, each so long (SECONDS=
 matrix: venv  ## clients that leave at every moment, thousands of times, and gigabytes through (REPEAT=2000 SEED=1)
 	MATRIX_REPEAT=$(or $(REPEAT),2000) MATRIX_SEED=$(or $(SEED),1) $(PYTEST) -s tests/proxy/test_matrix.py tests/proxy/test_backpressure.py
 
-test: lint test-unit test-contract test-lab test-molecule  ## everything, under 30 minutes on two cores
+test: lint test-unit test-contract test-compiled test-lab test-molecule  ## everything, under 30 minutes on two cores
 
 demo: venv  ## boot a lab of three hosts, provision it, chat through the proxy (KEEP=1 leaves it up)
 	@scripts/need-root.sh demo

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -28,6 +29,7 @@ PACKAGES = {
     "gpgv": "gpgv",
     "gcc": "gcc",
     "libc6-dev": "/usr/include/stdio.h",
+    "python3-dev": f"{sysconfig.get_path('include')}/Python.h",  # for the compiled proxy
 }
 
 

@@ -24,6 +24,8 @@ from lab.standin.install import lay_out
 from tests.support import eventually, free_port
 
 PROJECT = Path(__file__).resolve().parents[2]
+COMPILED = [folder for folder in [os.environ.get("DROVER_PROXY_FROM")] if folder]
+"""Where tests/compiled has the compiled proxy, to be tested instead of the sources."""
 GIB = 1 << 30
 SMALL, MIDDLE, OTHER, EMBED = "llama3.2:3b", "llama3.1:8b", "qwen2.5:7b", "nomic-embed-text:latest"
 KEYS = {"use": "drv_test-use-key", "admin": "drv_test-admin-key", "some": "drv_test-some-key"}
@@ -106,7 +108,7 @@ class Rig:
         return kept | {
             "LABGPU_STATE": str(self.state),
             "LD_LIBRARY_PATH": str(self.nvml),
-            "PYTHONPATH": str(PROJECT),
+            "PYTHONPATH": os.pathsep.join([*COMPILED, str(PROJECT)]),
             "PYTHONUNBUFFERED": "1",
         }
 

@@ -13,7 +13,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.proxy.rig import EMBED, SMALL
+from tests.proxy.rig import COMPILED, EMBED, SMALL
 from tests.support import eventually
 
 
@@ -61,6 +61,14 @@ def test_sigterm_lets_answers_finish(make_rig):
     with pytest.raises(OSError, match="refused"):
         socket.create_connection(("127.0.0.1", rig.port), timeout=2).close()
     assert rig.proxy.wait(10) == 0
+
+
+def test_the_state_names_the_build(shared):
+    """Compiled where tests/compiled asked for it, else interpreted; the log's first line says the same."""
+    build = "compiled" if COMPILED else "interpreted"
+
+    assert shared.admin("/drover/v1/state").json()["build"] == build
+    assert shared.lines("starting")[0]["build"] == build
 
 
 def test_metrics_are_sane(rig):

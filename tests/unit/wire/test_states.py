@@ -47,7 +47,7 @@ def test_the_fast_table_is_the_table():
 def test_the_diagram_has_every_transition():
     """The generated diagram shows the table, whole, and is the one in the documentation."""
     assert mermaid().count("-->") == len(TRANSITIONS) + 2
-    page = HERE.parents[3] / "docs/explanation/wire.md"
+    page = Path(__file__).resolve().parents[3] / "docs/explanation/wire.md"
     assert f"```mermaid\n{mermaid()}```\n" in page.read_text()
 
 

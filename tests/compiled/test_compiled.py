@@ -1,0 +1,93 @@
+"""The compiled proxy answers as the interpreted one does: the same tests, on machine code."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tests.compiled.conftest import PROJECT
+
+SERVED = ("test_clients", "test_storm", "test_wire_errors", "test_retries", "test_guard_keys", "test_in_band")
+"""Real clients, streams, errors, faults of instances, keys: what goes through the compiled modules."""
+MODULES = """
+import importlib.util, sys
+import hatch_build
+for folder, names in hatch_build.MODULES.items():
+    for name in names:
+        found = importlib.util.find_spec(f"drover_proxy.{folder}.{name}")
+        assert found.origin.endswith(".so"), found.origin
+"""
+
+
+def run(*command: str, **environment: str) -> str:
+    """Run a command to its good end, and return what it said."""
+    done = subprocess.run(
+        [sys.executable, *command],
+        env=os.environ | environment,
+        cwd=PROJECT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-8000:]
+    return done.stdout
+
+
+def rerun(*tests: str, **environment: str) -> None:
+    """Run tests in a process of their own."""
+    run("-m", "pytest", "-q", "-p", "no:cacheprovider", *tests, **environment)
+
+
+def test_the_wheel_fits_this_python_and_machine_only(wheel):
+    """Its name says so; it is small, and holds the sources too, which tracebacks show."""
+    _, _, python, abi, system = wheel.stem.split("-")
+
+    assert python == abi == f"cp{sys.version_info[0]}{sys.version_info[1]}"
+    assert system.startswith("linux_")
+    assert wheel.stat().st_size < 3_000_000
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+    assert "drover_proxy/wire/client.py" in names
+    assert sum(name.startswith("drover_proxy__mypyc.") for name in names) == 1
+
+
+def test_without_the_variable_the_wheel_is_pure(tmp_path):
+    """The default fits every Python and machine, and holds no machine code."""
+    run(
+        "-m", "pip", "wheel", "-q", "--no-build-isolation", "--no-deps", "-w", str(tmp_path), "proxy",
+        DROVER_PROXY_COMPILE="", PIP_DISABLE_PIP_VERSION_CHECK="1",
+    )  # fmt: skip
+    (pure,) = tmp_path.iterdir()
+
+    assert pure.name.endswith("-py3-none-any.whl")
+    with zipfile.ZipFile(pure) as archive:
+        assert not [name for name in archive.namelist() if name.endswith(".so")]
+
+
+def test_every_module_of_the_list_is_compiled(package):
+    """None is left out in silence; and the command says which build it is."""
+    run("-c", MODULES, PYTHONPATH=f"{package}:{PROJECT / 'proxy'}")
+
+    assert run("-m", "drover_proxy", "--version", PYTHONPATH=str(package)).endswith("(compiled)\n")
+
+
+@pytest.mark.timeout(300)
+def test_the_wire(package):
+    """All tests of the wire, with its compiled modules in the tests' own process."""
+    rerun("tests/unit/wire", PYTHONPATH=f"{package}:{PROJECT}")
+
+
+@pytest.mark.timeout(600)
+def test_the_proxy_with_real_clients(package: Path):
+    """The tests of the whole proxy that put most through it, on a process that runs compiled."""
+    rerun(
+        *(f"tests/proxy/{name}.py" for name in SERVED),
+        "tests/proxy/test_operating.py::test_the_state_names_the_build",
+        DROVER_PROXY_FROM=str(package),
+    )
