@@ -54,7 +54,7 @@ demo: venv  ## boot a lab of three hosts, provision it, chat through the proxy (
 	@scripts/need-root.sh demo
 	@$(BIN)/python -m lab.demo $(if $(KEEP),--keep)
 
-bench-wire: venv  ## the proxy beside nginx, Go, vllm-router and others (QUICK=1: 45 seconds; PYTHON=... for the proxy)
+bench-wire: venv  ## the proxy beside nginx, Go, vllm-router and others (QUICK=1: a minute; PYTHON=... for the proxy)
 	PYTHON="$(PYTHON)" $(BIN)/python -m bench.wire $(if $(QUICK),--quick) $(BENCH)
 
 bench: venv  ## the quick version of bench-wire

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench import traffic
+from bench.figures import COMPILED
 from bench.processes import BenchError, Child, free_ports, start, wait_for
 from bench.provide import HERE, PROJECT, Tools
 
@@ -72,6 +73,19 @@ def _forwards(port: int) -> bool:
 
 def drover(tools: Tools, upstream: int, core: int, root: Path, port: int) -> Running:
     """Return the real proxy with everything on: keys, limits, routing, accounting, metrics, access log."""
+    return _drover("drover", PROJECT / "proxy" / "src", tools, upstream, core, root, port)
+
+
+def drover_compiled(tools: Tools, upstream: int, core: int, root: Path, port: int) -> Running:
+    """Return the same with its hot modules compiled."""
+    if tools.compiled is None:
+        raise BenchError("not compiled")
+    return _drover(COMPILED, tools.compiled, tools, upstream, core, root, port)
+
+
+def _drover(
+    name: str, sources: Path, tools: Tools, upstream: int, core: int, root: Path, port: int
+) -> Running:
     (admin,) = free_ports(1)
     keys = [
         {
@@ -110,8 +124,8 @@ def drover(tools: Tools, upstream: int, core: int, root: Path, port: int) -> Run
     (root / "keys.yaml").chmod(0o600)
     (root / "proxy.yaml").write_text(json.dumps(config))
     command = [str(tools.python), "-m", "drover_proxy", "serve", "--config", str(root / "proxy.yaml")]
-    environment = {"PYTHONPATH": str(PROJECT / "proxy" / "src"), "PYTHONDONTWRITEBYTECODE": ""}
-    return Running("drover", port, start("drover", command, core, root, environment=environment))
+    environment = {"PYTHONPATH": str(sources), "PYTHONDONTWRITEBYTECODE": ""}
+    return Running(name, port, start(name, command, core, root, environment=environment))
 
 
 def nginx(_tools: Tools, upstream: int, core: int, root: Path, port: int) -> Running:
@@ -173,6 +187,7 @@ def aiohttp(tools: Tools, upstream: int, core: int, root: Path, port: int) -> Ru
 
 STARTERS: dict[str, Starter] = {
     "drover": drover,
+    COMPILED: drover_compiled,
     "nginx": nginx,
     "go": go,
     "vllm-router": vllm_router,

@@ -11,6 +11,8 @@ Rows = Mapping[str, Mapping[str, Sequence[Row | None]]]
 
 CONNECTIONS, STREAMS = 64, 1000
 """What the ratios of the last line are taken at."""
+COMPILED = "drover-compiled"
+"""The proxy with its hot modules as machine code."""
 BARS = {
     "cpu_per_request_vs_nginx": 2.0,
     "cpu_per_request_vs_go": 0.40,
@@ -50,32 +52,45 @@ def added(rows: Rows, cell: str, key: str, ours: str, base: str) -> float | None
     return None if mine is None or theirs is None else round(mine - theirs, 2)
 
 
-def final(rows: Rows, python: str) -> dict[str, float | int | str | None]:
-    """Return what the last line says: medians and ratios, null where a peer could not be had."""
+Line = dict[str, float | int | str | None]
+
+
+def final(rows: Rows, python: str) -> Line:
+    """Return what the last line says: medians and ratios, null where a peer could not be had.
+
+    They are the interpreted proxy's. Those of the compiled one, where it took part, end in `_compiled`.
+    """
+    line = _figures(rows, "drover") | {"python": python, "drover_build": "interpreted"}
+    if COMPILED in rows:
+        line |= {f"{key}_compiled": value for key, value in _figures(rows, COMPILED).items()}
+    return line
+
+
+def _figures(rows: Rows, name: str) -> Line:
+    """Return the figures of one build of the proxy."""
     asked, chunked = f"requests/{CONNECTIONS}", f"streams/{STREAMS}"
-    ours = rows.get("drover", {})
+    ours = rows.get(name, {})
     many = [cell for cell in ours if cell.startswith(("streams/", "held/"))]
     # Of the most streams, and of those the ones that were slow enough to be all open at once.
     most = max(many, key=lambda cell: (_number(cell), cell.startswith("held")), default=chunked)
     failures = [row["failed"] if row is not None else None for cell in many for row in ours[cell]]
     failed = None if not failures or None in failures else int(sum(f for f in failures if f is not None))
     return {
-        "rps": _rounded(median(rows, "drover", asked, "rps"), 0),
-        "cpu_per_request_us": _rounded(median(rows, "drover", asked, "cpu_us"), 1),
-        "cpu_per_chunk_us": _rounded(median(rows, "drover", chunked, "cpu_us"), 2),
-        "rps_vs_nginx": ratio(rows, asked, "rps", "drover", "nginx"),
-        "cpu_per_request_vs_nginx": ratio(rows, asked, "cpu_us", "drover", "nginx"),
-        "cpu_per_request_vs_go": ratio(rows, asked, "cpu_us", "drover", "go"),
-        "cpu_per_request_vs_vllm_router": ratio(rows, asked, "cpu_us", "drover", "vllm-router"),
-        "cpu_per_chunk_vs_go": ratio(rows, chunked, "cpu_us", "drover", "go"),
-        "cpu_per_chunk_vs_nginx": ratio(rows, chunked, "cpu_us", "drover", "nginx"),
-        "ttfb_added_p99_ms_at_1000": added(rows, chunked, "ttfb_p99_ms", "drover", "direct"),
-        "bytes_per_stream": _rounded(median(rows, "drover", most, "stream_bytes"), 0),
+        "rps": _rounded(median(rows, name, asked, "rps"), 0),
+        "cpu_per_request_us": _rounded(median(rows, name, asked, "cpu_us"), 1),
+        "cpu_per_chunk_us": _rounded(median(rows, name, chunked, "cpu_us"), 2),
+        "rps_vs_nginx": ratio(rows, asked, "rps", name, "nginx"),
+        "cpu_per_request_vs_nginx": ratio(rows, asked, "cpu_us", name, "nginx"),
+        "cpu_per_request_vs_go": ratio(rows, asked, "cpu_us", name, "go"),
+        "cpu_per_request_vs_vllm_router": ratio(rows, asked, "cpu_us", name, "vllm-router"),
+        "cpu_per_chunk_vs_go": ratio(rows, chunked, "cpu_us", name, "go"),
+        "cpu_per_chunk_vs_nginx": ratio(rows, chunked, "cpu_us", name, "nginx"),
+        "ttfb_added_p99_ms_at_1000": added(rows, chunked, "ttfb_p99_ms", name, "direct"),
+        "bytes_per_stream": _rounded(median(rows, name, most, "stream_bytes"), 0),
         "bytes_per_stream_at": _number(most)[0] if many else None,
         "failed_streams": failed,
-        "rss_at_rest_bytes": _rounded(median(rows, "drover", most, "rest_bytes"), 0),
-        "stall_ms": _rounded(median(rows, "drover", "stall", "stall_ms"), 1),
-        "python": python,
+        "rss_at_rest_bytes": _rounded(median(rows, name, most, "rest_bytes"), 0),
+        "stall_ms": _rounded(median(rows, name, "stall", "stall_ms"), 1),
     }
 
 

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import os
+import platform
 import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from bench.figures import COMPILED
 from bench.processes import BenchError
+from deploys.lib import compiled as compiling
+from drover.errors import DroverError
 
 PROJECT = Path(__file__).resolve().parents[1]
 HERE = PROJECT / "bench"
@@ -34,6 +39,8 @@ class Tools:
     peers: Path
     """The virtual environment of the peers."""
     goproxy: Path | None = None
+    compiled: Path | None = None
+    """Holds the proxy with its hot modules compiled."""
     missing: dict[str, str] = field(default_factory=dict)
 
 
@@ -50,7 +57,31 @@ def provide(wanted: list[str], *, profile: bool = False) -> Tools:
             tools.missing["nginx"] = str(error)
     if profile or {"go", "vllm-router", "smg", "aiohttp"} & set(wanted):
         _peers(tools, wanted)
+    if COMPILED in wanted:
+        try:
+            tools.compiled = _compiled_proxy(tools.python)
+        except (BenchError, DroverError) as error:
+            tools.missing[COMPILED] = str(error)
     return tools
+
+
+def _compiled_proxy(python: Path) -> Path:
+    """Return the folder of the compiled proxy, made once for its sources."""
+    code = "import sys; print('%d.%d' % sys.version_info[:2])"
+    told = subprocess.run([str(python), "-c", code], capture_output=True, text=True, check=True).stdout
+    if reason := compiling.lacking(told.strip(), platform.machine()):
+        raise BenchError(reason)
+    _say("compiling the proxy, a minute where its sources are new")
+    wheel = compiling.wheel()
+    folder = BUILT / wheel.parent.name
+    if not folder.is_dir():
+        for old in BUILT.glob("compiled-*"):
+            shutil.rmtree(old, ignore_errors=True)
+        new = BUILT / "compiled.new"
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(new)
+        new.rename(folder)
+    return folder
 
 
 def _run(
@@ -253,7 +284,7 @@ def versions(tools: Tools, names: list[str]) -> dict[str, str]:
             done = subprocess.run(commands[name], capture_output=True, text=True, check=False)
             numbers = re.search(r"\d+(\.\d+)+", done.stdout + done.stderr)
             found[name] = numbers[0] if numbers else "unknown"
-        elif name != "drover":
+        elif name not in {"drover", COMPILED}:
             code = f"from importlib.metadata import version; print(version({name!r}))"
             done = subprocess.run(
                 [str(tools.peers / "bin" / "python"), "-c", code], capture_output=True, text=True, check=False

@@ -34,8 +34,8 @@ from bench.provide import HERE, Tools, describe, provide, versions
 CHUNKS, GAP_SECONDS = 100, 0.02
 HELD, HELD_CHUNKS, HELD_GAP_SECONDS, HELD_SPREAD_SECONDS = 5000, 36, 0.25, 5.0
 """Streams slow enough for one core, opened slowly enough that all are open for four seconds."""
-QUICK_NAMES = ("drover", "nginx", "go", "vllm-router")
-STREAM_PEERS_QUICK = ("drover", "nginx", "go", "direct")
+QUICK_NAMES = ("drover", figures.COMPILED, "nginx", "go", "vllm-router")
+STREAM_PEERS_QUICK = ("drover", figures.COMPILED, "nginx", "go", "direct")
 FILES = 16_384
 """Open files that 5,000 streams take on both sides, and some."""
 
@@ -43,7 +43,7 @@ FILES = 16_384
 def arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="about 45 seconds: fewer peers, one count each")
+    parser.add_argument("--quick", action="store_true", help="about a minute: fewer peers, one count each")
     parser.add_argument("--only", type=_names, help=f"contestants, of {', '.join(STARTERS)}")
     parser.add_argument("--connections", type=_numbers, help="counts of connections; 0 for none")
     parser.add_argument("--streams", type=_numbers, help="counts of streams; 0 for none")

@@ -25,6 +25,7 @@ LINE_KEYS = {
     "rss_at_rest_bytes",
     "stall_ms",
     "python",
+    "drover_build",
 }
 
 
@@ -82,6 +83,20 @@ def test_the_last_line_carries_every_promised_key():
         line = figures.final(rows, "CPython")
         assert set(line) == LINE_KEYS
         assert json.loads(json.dumps(line)) == line
+
+
+def test_the_compiled_proxy_has_figures_of_its_own():
+    """The ratios without an ending stay those of the interpreted one, and the line says so."""
+    rows = whole_run()
+    rows[figures.COMPILED] = {"requests/64": [asked(10.0, 1900.0)] * 3, "streams/1000": [streamed(8.0)]}
+
+    line = figures.final(rows, "CPython")
+
+    assert line["drover_build"] == "interpreted"
+    assert (line["rps"], line["rps_compiled"]) == (900, 1900)
+    assert (line["cpu_per_request_vs_go"], line["cpu_per_request_vs_go_compiled"]) == (0.3, 0.1)
+    assert line["cpu_per_chunk_vs_nginx_compiled"] == 0.8
+    assert {key.removesuffix("_compiled") for key in line} == LINE_KEYS
 
 
 def test_the_last_line_of_a_whole_run():

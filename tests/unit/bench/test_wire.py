@@ -56,7 +56,7 @@ def test_an_unknown_contestant_is_refused(tmp_path):
     done, _ = bench(tmp_path, "--only", "apache")
 
     assert done.returncode == 2
-    assert "'apache' is none of drover, nginx, go" in done.stderr
+    assert "'apache' is none of drover, drover-compiled, nginx, go" in done.stderr
 
 
 @pytest.mark.skipif(not shutil.which("gcc"), reason="gcc isn't installed: `make bench-wire` installs it")
