@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import subprocess
 import sys
 import zipfile
+from collections import defaultdict
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,8 @@ from tests.compiled.conftest import PROJECT
 
 SERVED = ("test_clients", "test_storm", "test_wire_errors", "test_retries", "test_guard_keys", "test_in_band")
 """Real clients, streams, errors, faults of instances, keys: what goes through the compiled modules."""
+DOUBLES = ("test_record", "test_runtime")
+"""Their stand-ins are no instances of the classes that compiled functions ask for."""
 MODULES = """
 import importlib.util, sys
 import hatch_build
@@ -77,10 +82,43 @@ def test_every_module_of_the_list_is_compiled(package):
     assert run("-m", "drover_proxy", "--version", PYTHONPATH=str(package)).endswith("(compiled)\n")
 
 
+def test_no_compiled_variable_has_two_types(package):
+    """Two `except` of one function may share a name for mypy; compiled, the second is a TypeError."""
+    shared = []
+    for path in sorted(package.rglob("*.so")):
+        source = path.with_name(path.name.partition(".")[0] + ".py")
+        if source.is_file():
+            tree = ast.parse(source.read_text())
+            shared += [
+                f"{source.name}: {name}" for name in chain.from_iterable(map(twice_caught, functions(tree)))
+            ]
+    assert shared == []
+
+
+def functions(tree: ast.AST) -> list[ast.AST]:
+    """Return all functions."""
+    return [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+
+
+def twice_caught(function: ast.AST) -> set[str]:
+    """Return the names under which a function catches exceptions of more than one type."""
+    caught = defaultdict(set)
+    for node in ast.walk(function):
+        if isinstance(node, ast.ExceptHandler) and node.name and node.type:
+            caught[node.name].add(ast.unparse(node.type))
+    return {name for name, types in caught.items() if len(types) > 1}
+
+
 @pytest.mark.timeout(300)
-def test_the_wire(package):
-    """All tests of the wire, with its compiled modules in the tests' own process."""
-    rerun("tests/unit/wire", PYTHONPATH=f"{package}:{PROJECT}")
+def test_the_wire_and_the_core(package):
+    """Their tests, and those of bodies, keys and dialects, on compiled modules in the tests' own process."""
+    rerun(
+        "tests/unit/wire",
+        "tests/unit/core",
+        "tests/unit/proxy",
+        *(f"--ignore=tests/unit/proxy/{name}.py" for name in DOUBLES),
+        PYTHONPATH=f"{package}:{PROJECT}",
+    )
 
 
 @pytest.mark.timeout(600)

@@ -92,10 +92,10 @@ def model_of(name: str) -> str:
     """Return a name's canonical form; BodyProblem for one that can't be served."""
     try:
         return canonical(name)
-    except CloudName as error:
+    except CloudName as cloud:  # a name of its own: compiled, a variable has one type
         raise BodyProblem(
             403, "cloud_refused", "ollama cloud is disabled: remote model is unavailable"
-        ) from error
+        ) from cloud
     except NameProblem as problem:  # another name than above: compiled, a variable has one type
         raise BodyProblem(400, "invalid_model_name", str(problem)) from problem
 
