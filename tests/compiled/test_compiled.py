@@ -15,8 +15,8 @@ import pytest
 
 from tests.compiled.conftest import PROJECT
 
-SERVED = ("test_clients", "test_storm", "test_wire_errors", "test_retries", "test_guard_keys", "test_in_band")
-"""Real clients, streams, errors, faults of instances, keys: what goes through the compiled modules."""
+SERVED = ("test_clients", "test_storm", "test_wire_errors", "test_retries", "test_in_band")
+"""Real clients, streams, errors, faults of instances: what goes through the compiled modules."""
 DOUBLES = ("test_record", "test_runtime")
 """Their stand-ins are no instances of the classes that compiled functions ask for."""
 MODULES = """
@@ -65,8 +65,8 @@ def test_the_wheel_fits_this_python_and_machine_only(wheel):
 def test_without_the_variable_the_wheel_is_pure(tmp_path):
     """The default fits every Python and machine, and holds no machine code."""
     run(
-        "-m", "pip", "wheel", "-q", "--no-build-isolation", "--no-deps", "-w", str(tmp_path), "proxy",
-        DROVER_PROXY_COMPILE="", PIP_DISABLE_PIP_VERSION_CHECK="1",
+        "-m", "pip", "wheel", "-q", "--no-build-isolation", "--no-deps", "-w", str(tmp_path),
+        str(PROJECT / "proxy"), DROVER_PROXY_COMPILE="", PIP_DISABLE_PIP_VERSION_CHECK="1",
     )  # fmt: skip
     (pure,) = tmp_path.iterdir()
 
