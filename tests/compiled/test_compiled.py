@@ -15,6 +15,7 @@ import pytest
 
 from tests.compiled.conftest import PROJECT
 
+pytestmark = pytest.mark.timeout(1200)  # the first of them waits for the compiler
 SERVED = ("test_clients", "test_storm", "test_wire_errors", "test_retries", "test_in_band")
 """Real clients, streams, errors, faults of instances: what goes through the compiled modules."""
 DOUBLES = ("test_record", "test_runtime")
@@ -109,7 +110,6 @@ def twice_caught(function: ast.AST) -> set[str]:
     return {name for name, types in caught.items() if len(types) > 1}
 
 
-@pytest.mark.timeout(300)
 def test_the_wire_and_the_core(package):
     """Their tests, and those of bodies, keys and dialects, on compiled modules in the tests' own process."""
     rerun(
@@ -121,7 +121,6 @@ def test_the_wire_and_the_core(package):
     )
 
 
-@pytest.mark.timeout(600)
 def test_the_proxy_with_real_clients(package: Path):
     """The tests of the whole proxy that put most through it, on a process that runs compiled."""
     rerun(
