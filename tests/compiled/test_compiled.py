@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import ast
 import os
 import subprocess
 import sys
 import zipfile
-from collections import defaultdict
-from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -81,33 +78,6 @@ def test_every_module_of_the_list_is_compiled(package):
     run("-c", MODULES, PYTHONPATH=f"{package}:{PROJECT / 'proxy'}")
 
     assert run("-m", "drover_proxy", "--version", PYTHONPATH=str(package)).endswith("(compiled)\n")
-
-
-def test_no_compiled_variable_has_two_types(package):
-    """Two `except` of one function may share a name for mypy; compiled, the second is a TypeError."""
-    shared = []
-    for path in sorted(package.rglob("*.so")):
-        source = path.with_name(path.name.partition(".")[0] + ".py")
-        if source.is_file():
-            tree = ast.parse(source.read_text())
-            shared += [
-                f"{source.name}: {name}" for name in chain.from_iterable(map(twice_caught, functions(tree)))
-            ]
-    assert shared == []
-
-
-def functions(tree: ast.AST) -> list[ast.AST]:
-    """Return all functions."""
-    return [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
-
-
-def twice_caught(function: ast.AST) -> set[str]:
-    """Return the names under which a function catches exceptions of more than one type."""
-    caught = defaultdict(set)
-    for node in ast.walk(function):
-        if isinstance(node, ast.ExceptHandler) and node.name and node.type:
-            caught[node.name].add(ast.unparse(node.type))
-    return {name for name, types in caught.items() if len(types) > 1}
 
 
 def test_the_wire_and_the_core(package):
