@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -72,11 +73,13 @@ def compile_modules(source: Path, made: Path) -> dict[str, Path]:
         made: An empty folder to work in.
     """
     files = [f"drover_proxy/{folder}/{name}.py" for folder, names in MODULES.items() for name in names]
-    # Relative names: they are what tracebacks say, and the same wherever it is built.
+    compiler = os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc"
+    # Relative names: they are what tracebacks say, and the same wherever it is built. The linker isn't told what
+    # this Python was linked with: hosts shall look for no library in a folder of this machine.
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(made), *files],
         cwd=source,
-        env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"},
+        env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1", "LDSHARED": f"{compiler} -shared"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

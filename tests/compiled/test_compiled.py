@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import sysconfig
 import zipfile
 from pathlib import Path
 
@@ -56,6 +57,9 @@ def test_the_wheel_fits_this_python_and_machine_only(wheel):
     assert wheel.stat().st_size < 3_000_000
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
+        machine_code = b"".join(archive.read(name) for name in names if name.endswith(".so"))
+    assert str(sysconfig.get_config_var("LIBDIR")).encode() not in machine_code, "a folder of this machine"
+    assert str(PROJECT).encode() not in machine_code
     assert "drover_proxy/wire/client.py" in names
     assert sum(name.startswith("drover_proxy__mypyc.") for name in names) == 1
 
