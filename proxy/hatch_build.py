@@ -74,8 +74,8 @@ def compile_modules(source: Path, made: Path) -> dict[str, Path]:
     """
     files = [f"drover_proxy/{folder}/{name}.py" for folder, names in MODULES.items() for name in names]
     compiler = os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc"
-    # Relative names: they are what tracebacks say, and the same wherever it is built. The linker isn't told what
-    # this Python was linked with: hosts shall look for no library in a folder of this machine.
+    # Relative names: they are what tracebacks say, and the same wherever it is built. The linker isn't told
+    # what this Python was linked with: hosts shall look for no library in a folder of this machine.
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(made), *files],
         cwd=source,

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import sysconfig
 import zipfile
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 
@@ -43,9 +43,22 @@ def run(*command: str, **environment: str) -> str:
     return done.stdout
 
 
-def rerun(*tests: str, **environment: str) -> None:
-    """Run tests in a process of their own."""
-    run("-m", "pytest", "-q", "-p", "no:cacheprovider", *tests, **environment)
+def rerun(*tests: str, **environment: str) -> Callable[[], None]:
+    """Start tests in a process of their own; calling what comes back waits for their good end."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests],
+        env=os.environ | environment,
+        cwd=PROJECT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+    def end() -> None:
+        said, _ = process.communicate()
+        assert process.returncode == 0, said[-8000:]
+
+    return end
 
 
 def test_the_wheel_fits_this_python_and_machine_only(wheel):
@@ -84,21 +97,21 @@ def test_every_module_of_the_list_is_compiled(package):
     assert run("-m", "drover_proxy", "--version", PYTHONPATH=str(package)).endswith("(compiled)\n")
 
 
-def test_the_wire_and_the_core(package):
-    """Their tests, and those of bodies, keys and dialects, on compiled modules in the tests' own process."""
-    rerun(
+def test_the_same_tests_hold(package):
+    """Those of wire, core and bodies on compiled modules; real clients at a proxy that runs compiled."""
+    inside = rerun(
         "tests/unit/wire",
         "tests/unit/core",
         "tests/unit/proxy",
         *(f"--ignore=tests/unit/proxy/{name}.py" for name in DOUBLES),
         PYTHONPATH=f"{package}:{PROJECT}",
     )
-
-
-def test_the_proxy_with_real_clients(package: Path):
-    """The tests of the whole proxy that put most through it, on a process that runs compiled."""
-    rerun(
+    outside = rerun(
         *(f"tests/proxy/{name}.py" for name in SERVED),
         "tests/proxy/test_operating.py::test_the_state_names_the_build",
         DROVER_PROXY_FROM=str(package),
     )
+    try:
+        inside()
+    finally:
+        outside()
