@@ -24,7 +24,7 @@ lint: venv  ## ruff (all rules) and mypy (strict)
 
 test-unit: venv  ## unit tests: under a minute, no root
 	@scripts/packages.sh
-	$(PYTEST) tests/unit tests/fuzz
+	$(PYTEST) -n 2 tests/unit tests/fuzz
 
 test-contract: venv  ## an Ollama (simulated, or OLLAMA_BIN=...) against its contract; the proxy with real clients
 	@scripts/packages.sh

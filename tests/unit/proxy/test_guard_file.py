@@ -101,6 +101,7 @@ def test_an_entry_that_means_nothing_is_refused(entries, said):
         ("ssh-ed25519", "damaged"),
         ("drv_a-raw-key", "no public key"),
     ],
+    ids=range(15),  # the key is another one each time
 )
 def test_nearest_mistakes_with_an_ssh_key(text, said):
     """Each is named for what it is, and none is repeated where it could be a secret."""
