@@ -267,6 +267,16 @@ def test_measured_footprint_replaces_the_prediction(desk):
     assert only(desk.arrive(2, "a"), c.Load).predicted_bytes == 5 * GIB
 
 
+@pytest.mark.parametrize(("again", "believed"), [(4.7, 5.0), (5.2, 5.2), (3.0, 3.0)])
+def test_a_smaller_batch_is_no_smaller_model(desk, again, believed):
+    """Ollama gives a runner a smaller batch where room is scarce; the next one may get the larger again."""
+    sizing, info = desk.core.state.sizing, desk.core.state.models["a"]
+    spec = sizing.spec(info, desk.core.state.instances["g0"])
+    for measured in (5.0, again):
+        sizing.learn(spec, int(measured * GIB))
+    assert sizing.measured[spec.measure] == int(believed * GIB)
+
+
 def test_prediction_has_a_margin(desk):
     """What was never measured is given 3 %, and 256 MiB at least."""
     info = desk.core.state.models

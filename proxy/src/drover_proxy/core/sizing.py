@@ -25,6 +25,8 @@ from drover_proxy.vram import (
 MARGIN_FRACTION = 0.03
 MARGIN_BYTES = 256 * MIB
 """Kept in hand for what was never measured: the greater of the two."""
+SAME_FRACTION = 0.85
+"""A measurement that is lower, but no lower than this, is of the same runner with a smaller batch."""
 VISION_CONTEXT = 2048
 LEAST_CONTEXT = 4
 SINGLE_SLOT = frozenset(
@@ -217,10 +219,15 @@ class Sizing:
         return tuple(LearnedSize(*measure, size, floor) for measure, size, floor in known[-SIZES_MOST:])
 
     def learn(self, spec: RunSpec, total_bytes: int) -> None:
-        """Remember what a runner that is wholly on the GPU takes."""
-        self.measured.pop(spec.measure, None)  # to the end: what is oldest is forgotten first
-        self.measured[spec.measure] = total_bytes
-        self.floors.pop(spec.measure, None)
+        """Remember what a runner that is wholly on the GPU takes.
+
+        The same one takes more on another day, when Ollama finds room for a larger batch: a little less than
+        before isn't believed. Much less is: then something else had been counted in.
+        """
+        measured, floor = self.measured.pop(spec.measure, 0), self.floors.pop(spec.measure, 0)
+        before = max(measured, floor)
+        # To the end: what is oldest is forgotten first.
+        self.measured[spec.measure] = before if before * SAME_FRACTION <= total_bytes < before else total_bytes
 
     def learn_spill(self, spec: RunSpec, need: Need, missing_bytes: int, capacity: Mapping[str, int]) -> None:
         """Remember that so much more is needed, but no more than the empty GPUs have."""
