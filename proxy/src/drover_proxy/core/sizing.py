@@ -227,7 +227,9 @@ class Sizing:
         measured, floor = self.measured.pop(spec.measure, 0), self.floors.pop(spec.measure, 0)
         before = max(measured, floor)
         # To the end: what is oldest is forgotten first.
-        self.measured[spec.measure] = before if before * SAME_FRACTION <= total_bytes < before else total_bytes
+        self.measured[spec.measure] = (
+            before if before * SAME_FRACTION <= total_bytes < before else total_bytes
+        )
 
     def learn_spill(self, spec: RunSpec, need: Need, missing_bytes: int, capacity: Mapping[str, int]) -> None:
         """Remember that so much more is needed, but no more than the empty GPUs have."""
