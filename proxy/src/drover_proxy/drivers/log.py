@@ -37,9 +37,13 @@ class Log:
             self._stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now))
         return f"{self._stamp}.{int((now - second) * 1000):03d}Z"
 
+    def tells(self, level: Level) -> bool:
+        """Say whether lines of this level are written."""
+        return RANK[level] >= RANK[self.level]
+
     def write(self, level: Level, event: str, **fields: Any) -> None:
         """Write one line: the time, the level, what happened, and fields that are cheap to search by."""
-        if RANK[level] < RANK[self.level]:
+        if not self.tells(level):
             return
         line = {"time": self.stamp(), "level": level, "event": event}
         line |= {key: value for key, value in fields.items() if value not in ("", None)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from drover_proxy.wire import answers
 from drover_proxy.wire.contract import BodyPlan, Kind, Outcome, UpstreamError, UpstreamFault, Watch
@@ -138,11 +138,10 @@ class Exchange:
 
     def move(self, event: Event) -> None:
         """Make a step in the table of states; raise IllegalTransition where it has none."""
-        self.state = NEXT[self.state][event] or self.refuse_step(event)
-
-    def refuse_step(self, event: Event) -> NoReturn:
-        """Raise IllegalTransition for a step that the table doesn't have."""
-        raise illegal(self.state, event, repr(self))
+        following = NEXT[self.state][event]
+        if following is None:
+            raise illegal(self.state, event, repr(self))
+        self.state = following
 
     # Answers of the proxy's own.
 
@@ -265,7 +264,7 @@ class Exchange:
 
     def ready(self) -> None:
         """Hand the request to the handler."""
-        self.state = NEXT[self.state][READY] or self.refuse_step(READY)
+        self.move(READY)
         try:
             self.connection.handler.ready(self)
         except Exception as trouble:  # noqa: BLE001 - as in begin
