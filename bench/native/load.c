@@ -17,10 +17,10 @@
 #include <stdio.h>
 #include <sys/epoll.h>
 #include <sys/resource.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "answer.h"
+#include "common.h"
 
 enum { EVENTS = 512, TEXTS = 64, READ = 1 << 18 };
 static const long long MILLI = 1000000, PATIENCE = 60000000000LL;
@@ -40,17 +40,6 @@ static int text_count, poll_fd, port, count;
 static long long broken, whole;
 static uint32_t *gaps, *firsts;
 static size_t gap_count, first_count, gap_room, first_room;
-
-static long long now_ns(void) {
-  struct timespec t;
-  clock_gettime(CLOCK_MONOTONIC, &t);
-  return t.tv_sec * 1000000000LL + t.tv_nsec;
-}
-
-static void fail(const char *what) {
-  perror(what);
-  exit(1);
-}
 
 static void read_texts(const char *path) {
   FILE *file = fopen(path, "rb");

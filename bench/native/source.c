@@ -21,8 +21,9 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/resource.h>
-#include <time.h>
 #include <unistd.h>
+
+#include "common.h"
 
 enum { BUFFER = 16384, RECORDS = 64, EVENTS = 512, BURST = 128, ADDRESSES = 8 };
 
@@ -48,17 +49,6 @@ static struct record records[RECORDS];
 static int record_count, chunks, poll_fd;
 static long long gap;
 static struct connection *first, *final;
-
-static long long now_ns(void) {
-  struct timespec t;
-  clock_gettime(CLOCK_MONOTONIC, &t);
-  return t.tv_sec * 1000000000LL + t.tv_nsec;
-}
-
-static void fail(const char *what) {
-  perror(what);
-  exit(1);
-}
 
 static void read_records(const char *path) {
   FILE *file = fopen(path, "rb");
