@@ -38,6 +38,13 @@ class Authority:
         )
         return builder.sign(self.key, hashes.SHA256())
 
+    def furnish(self, rig, *, client_ca=False):
+        """Give a rig's door a certificate for localhost; returns what `issue` does."""
+        cert, key, serial = self.issue("server")
+        asked = {"client_ca": str(self.file)} if client_ca else {}
+        rig.write_config(tls={"cert": str(cert), "key": str(key), **asked})
+        return cert, key, serial
+
     def issue(self, name: str, *more: x509.GeneralName) -> tuple[Path, Path, int]:
         """Write a certificate and its key; returns their paths and the serial number."""
         key = ec.generate_private_key(ec.SECP256R1())

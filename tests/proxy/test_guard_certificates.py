@@ -23,9 +23,8 @@ def authority(tmp_path):
 @pytest.fixture
 def door(make_rig, authority):
     """A rig whose door asks for client certificates; `entries` of certificates are in its keys file."""
-    cert, key, _ = authority.issue("server")
     rig = make_rig()
-    rig.write_config(tls={"cert": str(cert), "key": str(key), "client_ca": str(authority.file)})
+    authority.furnish(rig, client_ca=True)
     return rig
 
 

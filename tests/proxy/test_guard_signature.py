@@ -104,10 +104,9 @@ def test_the_real_command_works_as_it_is(make_rig, tmp_path):
     key = home / ".ollama" / "id_ed25519"
     subprocess.run([shutil.which("ssh-keygen"), "-q", "-t", "ed25519", "-N", "", "-f", str(key)], check=True)
     authority = Authority(tmp_path)
-    cert, tls_key, _ = authority.issue("server")
     rig = make_rig(slots=2)
     rig.ollama_program = lambda: [sys.executable, "-m", "lab.ollama"]  # the command is what is tested
-    rig.write_config(tls={"cert": str(cert), "key": str(tls_key)})
+    authority.furnish(rig)
     entry = {"name": "ann", "ssh": Path(f"{key}.pub").read_text().strip(), "scopes": ["admin"]}
     rig.write_keys(ann=entry)
     rig.start()

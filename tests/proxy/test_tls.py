@@ -29,9 +29,8 @@ def serial_of(rig, authority):
 def test_tls_and_a_new_certificate_at_a_reload(make_rig, tmp_path):
     """The door speaks TLS; after SIGHUP it shows the new certificate, without a restart."""
     authority = Authority(tmp_path)
-    cert, key, serial = authority.issue("server")
     rig = make_rig()
-    rig.write_config(tls={"cert": str(cert), "key": str(key)})
+    *_, serial = authority.furnish(rig)
     rig.start()
     headers = {"authorization": f"Bearer {KEYS['use']}"}
     with httpx.Client(verify=context_of(authority), headers=headers, trust_env=False) as client:
@@ -48,10 +47,9 @@ def test_tls_and_a_new_certificate_at_a_reload(make_rig, tmp_path):
 def test_mutual_tls(make_rig, tmp_path):
     """With client_ca, who shows no certificate of that authority doesn't get in; the key is asked for too."""
     authority = Authority(tmp_path)
-    cert, key, _ = authority.issue("server")
     client = authority.issue("client")
     rig = make_rig()
-    rig.write_config(tls={"cert": str(cert), "key": str(key), "client_ca": str(authority.file)})
+    authority.furnish(rig, client_ca=True)
     rig.start()
     url = f"https://localhost:{rig.port}/api/tags"
     with (
@@ -84,9 +82,8 @@ def agreed(rig, authority, *, version=None, alpn=()):
 def test_versions_and_protocols(make_rig, tmp_path):
     """TLS 1.2 and 1.3 and no older one; by ALPN it is http/1.1, whatever else is offered."""
     authority = Authority(tmp_path)
-    cert, key, _ = authority.issue("server")
     rig = make_rig()
-    rig.write_config(tls={"cert": str(cert), "key": str(key)})
+    authority.furnish(rig)
     rig.start()
     assert agreed(rig, authority, version=ssl.TLSVersion.TLSv1_2)[0] == "TLSv1.2"
     assert agreed(rig, authority, version=ssl.TLSVersion.TLSv1_3)[0] == "TLSv1.3"
@@ -99,9 +96,8 @@ def test_versions_and_protocols(make_rig, tmp_path):
 def test_connections_outlive_a_new_certificate(make_rig, tmp_path):
     """What was under way with the old certificate goes on, and a broken new one changes nothing."""
     authority = Authority(tmp_path)
-    cert, key, serial = authority.issue("server")
     rig = make_rig()
-    rig.write_config(tls={"cert": str(cert), "key": str(key)})
+    cert, key, serial = authority.furnish(rig)
     rig.start()
     door = http.client.HTTPSConnection("localhost", rig.port, context=context_of(authority), timeout=10)
     assert ask(door) == 200

@@ -136,9 +136,8 @@ def test_plain_http_at_a_tls_door(make_rig, tmp_path):
     from tests.proxy.authority import Authority
 
     authority = Authority(tmp_path)
-    cert, key, _ = authority.issue("server")
     rig = make_rig()
-    rig.write_config(tls={"cert": str(cert), "key": str(key)})
+    authority.furnish(rig)
     rig.start()
     with socket.create_connection(("127.0.0.1", rig.port), timeout=10) as client:
         client.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
