@@ -89,7 +89,7 @@ class Quiet:
         return False
 
     def error_answer(
-        self, target: bytes, status: int, code: str, message: str
+        self, asked: object, status: int, code: str, message: str
     ) -> tuple[list[tuple[bytes, bytes]], bytes]:
         """Say it plainly."""
         return [(b"x-drover-error", code.encode())], code.encode()

@@ -161,6 +161,25 @@ def test_nobody_who_asks_without_a_key_is_slowed(fresh):
     assert metric(fresh, "drover_slowed_answers_total") == 0
 
 
+def test_a_flood_of_keyless_requests_is_no_flood_of_log(fresh):
+    """A few lines, then counts; the metrics count all, and whoever has a key is logged as ever."""
+    with fresh.http(None) as http:
+        assert {http.get("/api/version").status_code for _ in range(300)} == {401}
+    for name in ("use", "admin"):
+        assert status(fresh, name) == 200
+    eventually(lambda: len(fresh.lines("access")) >= 7)
+    access = fresh.lines("access")
+    assert [line["status"] for line in access] == [401] * 5 + [200] * 2
+    ids = [line["id"] for line in fresh.lines("rejected")]
+    assert ids == [line["id"] for line in access[:5]]
+    assert metric(fresh, 'drover_kept_out_total{reason="no_key"}') == 300
+    assert metric(fresh, 'drover_errors_total{code="unauthorized"}') == 300
+    fresh.signal(signal.SIGTERM)  # what a window held back is told at the end, too
+    assert fresh.proxy.wait(10) == 0
+    (more,) = fresh.lines("rejected_more")
+    assert (more["count"], more["codes"], more["most"]) == (295, {"unauthorized": 295}, {"127.0.0.1": 295})
+
+
 def test_guessers_hold_nothing(fresh):
     """Many at once wait in bounded number; those who leave are forgotten at once, and so are their places."""
 

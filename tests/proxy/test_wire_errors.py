@@ -115,6 +115,35 @@ def test_what_the_wire_refuses_is_counted(strict):
     eventually(lambda: count() > before)
 
 
+@pytest.mark.parametrize("name", ["long body", "slow body", "bad chunk", "long trailers"])
+def test_what_is_refused_behind_a_head_is_in_the_access_log(strict, name):
+    """With its code, whose key and which route it was, under the id that the answer names."""
+    status, code, rest = ERRORS[name]
+    _, fields, _ = talk(strict, start("/api/chat") + rest)
+
+    def told() -> list[dict]:
+        return [line for line in strict.lines("access") if line["id"] == fields["x-request-id"]]
+
+    (line,) = eventually(told)
+    assert (line["status"], line["code"], line["kind"]) == (status, code, "refused")
+    assert (line["key"], line["route"]) == ("user", "/api/chat")
+
+
+def test_what_is_refused_before_a_head_is_whole_has_a_line(make_rig):
+    """It never was a request, so the access log has none; the line names who, and why."""
+    rig = make_rig(extra={"limits": LIMITS})
+    rig.start()
+    for name in ("two lengths", "slow head", "long field"):
+        status, code, rest = ERRORS[name]
+        assert "x-request-id" not in talk(rig, start("/api/chat") + rest)[1]
+        line = rig.lines("rejected")[-1]
+        assert (line["status"], line["code"], line["client"]) == (status, code, "127.0.0.1")
+        assert line["message"]
+    page = rig.admin("/metrics").text
+    assert 'drover_wire_refusals_total{code="head_timeout"} 1.0' in page
+    assert 'drover_errors_total{code="head_timeout"} 1.0' in page
+
+
 def test_caps_on_connections(make_rig):
     """Beyond the caps a client gets 503 with Retry-After and is closed; whoever is in stays in."""
     rig = make_rig()

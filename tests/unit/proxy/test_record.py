@@ -34,6 +34,7 @@ def call(**more: object) -> SimpleNamespace:
         "model": 'odd"model',
         "instance": SimpleNamespace(name="gpu0"),
         "code": "",
+        "hushed": False,
         "watch": None,
         "queue_seconds": 0.5,
         "load_seconds": 0.0,

@@ -79,7 +79,7 @@ class Answering:
         self.requests.append((ex.method, ex.target, ex.body))
         ex.respond(200, [], b"")
 
-    def error_answer(self, target: bytes, status: int, code: str, message: str):
+    def error_answer(self, asked: object, status: int, code: str, message: str):
         """Answer the wire's own errors."""
         return plain_error(code, message)
 

@@ -19,6 +19,7 @@ from drover_proxy.wire import (
     Limits,
     Outcome,
     Server,
+    Stranger,
     Upstream,
     UpstreamError,
 )
@@ -170,10 +171,11 @@ class Recorder:
         self.story.append(("failed", ex.id, error.fault.value, error.retryable))
         return self.on_failed(ex, error) if self.on_failed else False
 
-    def error_answer(self, target: bytes, status: int, code: str, message: str):
-        """Answer the wire's own errors so that a test sees what they were for."""
+    def error_answer(self, asked: Exchange | Stranger, status: int, code: str, message: str):
+        """Answer the wire's own errors so that a test sees what they were for, and who asked."""
         headers, body = plain_error(code, message)
-        return [*headers, (b"x-target", target)], body
+        who = b"exchange" if isinstance(asked, Exchange) else b"stranger at " + asked.client.encode()
+        return [*headers, (b"x-target", asked.target), (b"x-asked", who)], body
 
     def gone(self, ex: Exchange) -> None:
         """Record."""

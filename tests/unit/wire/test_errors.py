@@ -41,6 +41,9 @@ ERRORS = {
     ),
 }
 
+BEHIND_A_HEAD = {"body_too_long", "body_timeout", "bad_request, in its body", "trailers_too_long"}
+"""Refused when there was an exchange already."""
+
 
 @pytest.mark.parametrize("name", ERRORS)
 async def test_an_error_names_its_target(name: str):
@@ -55,6 +58,8 @@ async def test_an_error_names_its_target(name: str):
     assert head.startswith(b"HTTP/1.1 %d " % status), got
     assert b"x-drover-error: " + code.encode() in head.split(b"\r\n")
     assert b"x-target: " + target in head.split(b"\r\n")
+    met = b"exchange" if name in BEHIND_A_HEAD else b"stranger at 127.0.0.1"
+    assert b"x-asked: " + met in head.split(b"\r\n")
     assert b"connection: close" in head
     assert body.startswith(b'{"error"')
     assert got.count(b"x-drover-error") == 1

@@ -20,7 +20,7 @@ import msgspec
 from drover_proxy.admin import state, warm
 from drover_proxy.dialect.errors import Headers, error_body, error_headers
 from drover_proxy.dialect.routes import Dialect
-from drover_proxy.wire import BodyPlan, Exchange, Outcome, UpstreamError
+from drover_proxy.wire import BodyPlan, Exchange, Outcome, Stranger, UpstreamError
 
 if TYPE_CHECKING:
     from drover_proxy.app.parts import Parts
@@ -96,7 +96,9 @@ class Admin:
     def answered(self, ex: Exchange, status: int) -> None:
         """Nothing is forwarded from here."""
 
-    def error_answer(self, _target: bytes, status: int, code: str, message: str) -> tuple[Headers, bytes]:
+    def error_answer(
+        self, _asked: Exchange | Stranger, status: int, code: str, message: str
+    ) -> tuple[Headers, bytes]:
         """Say what the wire itself refused, as Ollama would."""
         return error_headers(status, code), error_body(Dialect.OLLAMA, status, code, message)
 

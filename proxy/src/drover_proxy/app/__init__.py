@@ -4,5 +4,5 @@ service.py     starts, reloads, drains, stops            runtime.py     events i
 gateway.py     what each request is                      call.py        one request that the scheduler knows
 instance.py    one Ollama instance: health, runners      catalogue.py   the models on disk, and their names
 listing.py     lists of models over all instances        management.py  pull, create, delete, copy, blobs
-memory.py      the GPUs' memory, sampled or configured
+memory.py      the GPUs' memory, sampled or configured   rejections.py  what is told of requests turned down
 """

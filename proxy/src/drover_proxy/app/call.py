@@ -47,6 +47,7 @@ class Call:
         "ex",
         "first_byte_seconds",
         "forwarded",
+        "hushed",
         "id",
         "instance",
         "load_seconds",
@@ -81,6 +82,8 @@ class Call:
         self.load_seconds = 0.0
         self.first_byte_seconds = 0.0
         self.code = ""
+        self.hushed = False
+        """It was kept out like many before it: no line tells of it alone."""
         self.packed = False
         """The body came compressed."""
         self.on_finished: Callable[[], None] | None = None
@@ -103,18 +106,18 @@ class Call:
         self.code = code
         self.parts.metrics.errors[code] += 1
         if status in LOGGED:
-            self.parts.log.info(
-                "rejected",
+            told = self.parts.rejections.tell(
+                self.ex.client,
+                code,
                 status=status,
-                code=code,
                 id=self.id.decode("ascii"),
                 route=self.route.name,
                 model=self.model,
                 key=self.caller.name,
-                client=self.ex.client,
                 message=message,
                 why=why,
             )
+            self.hushed = status == 401 and not told
         headers = error_headers(status, code, retry_after_seconds=retry_after, allow=allow)
         headers.append((b"x-request-id", self.id))
         if self.instance is not None:

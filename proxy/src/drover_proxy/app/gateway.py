@@ -15,7 +15,7 @@ from drover_proxy.dialect.errors import error_body, error_headers
 from drover_proxy.dialect.routes import UNKNOWN, Kind, Route, dialect_of, match
 from drover_proxy.guard.door import MESSAGE, Door, Refusal
 from drover_proxy.guard.keys import NOBODY, Caller, KeyRing
-from drover_proxy.wire import BodyPlan, Exchange, UpstreamError, UpstreamFault
+from drover_proxy.wire import BodyPlan, Exchange, Stranger, UpstreamError, UpstreamFault
 from drover_proxy.wire import Kind as End
 from drover_proxy.wire import Outcome as WireOutcome
 
@@ -170,11 +170,18 @@ class Gateway:
         call.fail(504 if late else 502, f"upstream_{error.fault.value}", message, retry_after=1)
         return True
 
-    def error_answer(self, target: bytes, status: int, code: str, message: str) -> tuple[Fields, bytes]:
+    def error_answer(
+        self, asked: Exchange | Stranger, status: int, code: str, message: str
+    ) -> tuple[Fields, bytes]:
         """Say what the wire itself refused in the words of the path's clients."""
         self._parts.metrics.errors[code] += 1
         headers = error_headers(status, code, retry_after_seconds=1 if status == 503 else None)
-        return headers, error_body(dialect_of(target), status, code, message)
+        if isinstance(asked, Stranger):  # nothing else will tell of it
+            self._parts.rejections.tell(asked.client, code, status=status, message=message)
+        elif asked.context is not None:
+            asked.context.code = code
+            headers.append((b"x-request-id", asked.context.id))
+        return headers, error_body(dialect_of(asked.target), status, code, message)
 
     def gone(self, ex: Exchange) -> None:
         """Give up what was begun for a client that has left."""

@@ -11,6 +11,7 @@ from drover_proxy.admin.metrics import Metrics
 from drover_proxy.app.catalogue import Catalogue
 from drover_proxy.app.instance import Instance
 from drover_proxy.app.memory import Memory
+from drover_proxy.app.rejections import Rejections
 from drover_proxy.app.runtime import Runtime
 from drover_proxy.config.model import ProxyConfig
 from drover_proxy.drivers.log import Log
@@ -32,6 +33,10 @@ class Parts:
     instances: dict[str, Instance] = field(default_factory=dict)
     servers: list[Server] = field(default_factory=list)
     tasks: set[asyncio.Task[Any]] = field(default_factory=set)
+    rejections: Rejections = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.rejections = Rejections(self.log)
 
     def up(self) -> Iterator[Instance]:
         """Yield the instances that answer, in the order of the configuration."""

@@ -47,7 +47,7 @@ class Recorder:
             if log.tells("warning"):
                 log.gather(self._line(call, kind, seconds, outcome, "warning", "answer_broken"))
                 log.flush()
-        elif access.access and log.tells("info"):
+        elif access.access and not call.hushed and log.tells("info"):
             if access.sample < 1 and kind is COMPLETE and status < 400:
                 self._due += access.sample
                 if self._due < 1:

@@ -271,6 +271,7 @@ class Service:
         for instance in parts.instances.values():
             await instance.stop()
         parts.memory.stop()
+        parts.rejections.sum_up()
         await self._recall.finish()
         self._notifier.close()
 

@@ -292,7 +292,11 @@ LOG = {
         "What is written to stderr, as JSON lines.",
     ),
     "access": Key(
-        "flag", flag, default=False, meaning="One line for every request: never a prompt, never a key."
+        "flag",
+        flag,
+        default=False,
+        meaning="One line for every request, of those kept out (401) for the first few of a minute and "
+        "address: never a prompt, never a key.",
     ),
     "sample": Key(
         "number",

@@ -48,7 +48,7 @@ class ClientConnection(BodyReader):
         """Begin, or turn the client away when there are too many."""
         super().connection_made(transport)
         if refusal := self.server.admit(self):
-            self.write(self.server.error(b"", BadRequest(503, "too_many_connections", refusal)))
+            self.write(self.server.error(self.peer, b"", BadRequest(503, "too_many_connections", refusal)))
             self.close(linger=False)  # lingering would let the cap be exceeded
 
     def data_received(self, data: bytes) -> None:
@@ -258,7 +258,7 @@ class ClientConnection(BodyReader):
             return
         self.server.refusals[error.code] += 1
         if self.phase is HEAD:  # else it is the end of a body that nobody wanted, its answer is out
-            self.write(self.server.error(target, error))
+            self.write(self.server.error(self.peer, target, error))
         self.close(linger=True)
 
     def sweep(self, now: float) -> None:

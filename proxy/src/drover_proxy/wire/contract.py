@@ -105,6 +105,15 @@ class Watch(Protocol):
         """Give the dialect's words for "this answer broke off", sent as the last thing; b"" for none."""
 
 
+class Stranger(NamedTuple):
+    """Somebody the wire turned away before there was an exchange."""
+
+    client: str
+    """The peer's address, as an exchange's `client`."""
+    target: bytes
+    """What was asked for, as far as that could be read, else b""."""
+
+
 class Handler(Protocol):
     """What the wire calls. All of it on the event loop's thread; nothing may block; nothing should raise.
 
@@ -128,11 +137,13 @@ class Handler(Protocol):
         False leaves it to the wire, which answers 502 or 504 with `error_answer`.
         """
 
-    def error_answer(self, target: bytes, status: int, code: str, message: str, /) -> tuple[Fields, bytes]:
+    def error_answer(
+        self, asked: Exchange | Stranger, status: int, code: str, message: str, /
+    ) -> tuple[Fields, bytes]:
         """Put an error of the wire's own into the words of the target's clients: header fields and body.
 
-        `target` is what the client asked for, as far as that could be read, else b"". `code` is stable, and
-        goes out as X-Drover-Error.
+        `asked` is a stranger where no head was whole, or it could not be read. `code` is stable, and goes out
+        as X-Drover-Error. For an exchange that `head` raised on, there is no `context`.
         """
 
     def gone(self, ex: Exchange, /) -> None:

@@ -322,7 +322,7 @@ class Exchange:
         """Answer with an error of the wire's own, in the words of the target's clients."""
         self.failure = kind
         self.detail = message
-        headers, body = self.connection.server.error_parts(self.target, status, code, message)
+        headers, body = self.connection.server.error_parts(self, status, code, message)
         self.respond(status, headers, body)
 
     def _handler_raised(self, trouble: Exception) -> None:

@@ -12,7 +12,8 @@ from typing import Any
 
 from drover_proxy.wire import answers
 from drover_proxy.wire.client import ClientConnection
-from drover_proxy.wire.contract import Handler, Kind
+from drover_proxy.wire.contract import Handler, Kind, Stranger
+from drover_proxy.wire.exchange import Exchange
 from drover_proxy.wire.fields import Fields
 from drover_proxy.wire.forwarding import Forwarding
 from drover_proxy.wire.hangups import HangUps
@@ -168,15 +169,18 @@ class Server:
             self._hangups = HangUps()
         return self._hangups
 
-    def error(self, target: bytes, error: BadRequest) -> bytes:
+    def error(self, client: str, target: bytes, error: BadRequest) -> bytes:
         """Build an answer to what never became an exchange; the connection closes after it."""
-        headers, body = self.error_parts(target, error.status, error.code, error.message)
+        asked = Stranger(client, target)
+        headers, body = self.error_parts(asked, error.status, error.code, error.message)
         return answers.whole(error.status, headers, body, close=True)
 
-    def error_parts(self, target: bytes, status: int, code: str, message: str) -> tuple[Fields, bytes]:
+    def error_parts(
+        self, asked: Exchange | Stranger, status: int, code: str, message: str
+    ) -> tuple[Fields, bytes]:
         """Ask the handler for the words of an error of the wire's own."""
         try:
-            return self.handler.error_answer(target, status, code, message)
+            return self.handler.error_answer(asked, status, code, message)
         except Exception as trouble:  # noqa: BLE001 - the client gets an answer, the log a trace
             asyncio.get_running_loop().call_exception_handler(
                 {"message": f"the wire's handler raised on an error {code}", "exception": trouble}
