@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+import time
 import tracemalloc
 
 import pytest
@@ -36,6 +37,18 @@ def test_countless_chunks_are_refused(cut: int):
         requests, transport = ours(pieces)
         assert [len(r[2]) for r in requests] == ([count * size] if good else [])
         assert transport.written.startswith(b"HTTP/1.1 200 " if good else b"HTTP/1.1 400 ")
+
+
+def test_a_dripped_head_is_looked_at_once():
+    """A head that comes byte by byte costs what its bytes cost, not the square of that."""
+
+    def seconds(size: int) -> float:
+        raw = b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"y" * size
+        began = time.process_time()
+        assert ours([raw[i : i + 1] for i in range(len(raw))])[1].written == b""
+        return time.process_time() - began
+
+    assert seconds(32_000) < 8 * min(seconds(8_000) for _ in range(3))
 
 
 @pytest.mark.parametrize("chunked", [False, True])

@@ -36,6 +36,10 @@ async def test_body_too_long():
         world.handler.plan = BodyPlan.BUFFER
         client = await world.client(post(b"x" * 1000))
         await world.origin.request(end=b"x" * 1000)
+        client = await world.client(chunked + chunk(b"x" * 400) + chunk(b"y" * 600) + END)
+        await world.origin.request(1, end=b"y" * 600)
+        client = await world.client(chunked + chunk(b"x" * 400) + chunk(b"y" * 601) + END)
+        assert b"413" in (await client.until_closed())[:20]
 
 
 @pytest.mark.parametrize("begun", [b"GET / HT", b"\r", b"GET / HTTP/1.1\r\nHost: a\r\nX:"])
@@ -211,6 +215,26 @@ async def test_slow_upstream_of_an_upload(world: World):
     await upstream.until(lambda got: len(got) > len(body))
     upstream.send(answer(b"stored"))
     await client.until(b"stored")
+
+
+@pytest.mark.parametrize("begun", [b"", STREAM_HEAD + chunk(b"early")])
+async def test_an_upload_that_stands_still(begun: bytes):
+    """An upstream that takes nothing more of a body is given up; it isn't the client that was too slow."""
+    async with World(Limits(stall_timeout=0.15, **FAST)) as world:
+        world.handler.plan = BodyPlan.STREAM
+        client = await world.client(post(b"x" * 20_000_000))
+        upstream = await world.origin.peer()
+        upstream.transport.pause_reading()
+        upstream.send(begun)
+        got = await client.until_closed()
+        await eventually_async(lambda: not world.upstream.pool.connections)
+        if begun:
+            assert got.startswith(b"HTTP/1.1 200 ")
+            assert got.endswith(chunk(b"early"))
+        else:
+            assert got.startswith(b"HTTP/1.1 504 ")
+        kind = Kind.UPSTREAM_BROKEN if begun else Kind.UPSTREAM_FAILED
+        assert (await world.outcome()).kind is kind
 
 
 async def test_pipelining_without_reading(world: World):

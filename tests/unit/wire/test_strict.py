@@ -102,6 +102,12 @@ REFUSED = {
     "folded trailer": (400, CHUNKED + b"0\r\nX: a\r\n b\r\n\r\n"),
     "bare LF trailer": (400, CHUNKED + b"0\r\nX: a\n\r\n"),
     "length in a trailer": (400, CHUNKED + b"0\r\nContent-Length: 5\r\n\r\n"),
+    "coding in a trailer": (400, CHUNKED + b"0\r\nTransfer-Encoding: chunked\r\n\r\n"),
+    "key in a trailer": (400, CHUNKED + b"3\r\nabc\r\n0\r\nX: y\r\nAuthorization: Bearer z\r\n\r\n"),
+    "other key in a trailer": (400, CHUNKED + b"0\r\nX-API-Key: z\r\n\r\n"),
+    "Host in a trailer": (400, CHUNKED + b"0\r\nHost: b\r\n\r\n"),
+    "address in a trailer": (400, CHUNKED + b"0\r\nx-forwarded-for: ::1\r\n\r\n"),
+    "hop-by-hop trailer": (400, CHUNKED + b"0\r\nConnection: x\r\n\r\n"),
     "endless trailers": (431, CHUNKED + b"0\r\n" + b"X: aaaaaaaaaaaaaaaa\r\n" * 500),
     # floods
     "many fields": (431, b"GET / HTTP/1.1\r\nHost: a\r\n" + b"X: y\r\n" * 200 + b"\r\n"),

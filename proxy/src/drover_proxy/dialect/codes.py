@@ -33,7 +33,10 @@ CODES: dict[str, tuple[str, str]] = {
     "upstream_dial": ("502", "No connection to the instance."),
     "upstream_connect_timeout": ("504", "No connection to the instance in time."),
     "upstream_closed": ("502", "The instance broke off before it answered."),
-    "upstream_first_byte_timeout": ("504", "The instance didn't begin to answer in time."),
+    "upstream_first_byte_timeout": (
+        "504",
+        "The instance didn't begin to answer in time, or took nothing more of an upload.",
+    ),
     "upstream_bad_answer": ("502", "What the instance sent is no HTTP."),
     "upstream_body_lost": ("502", "An upload could not be sent a second time."),
     "variant_failed": ("502", "The profile's context could not be given to a /v1 request."),

@@ -7,6 +7,7 @@ import re
 from drover_proxy.wire.contract import BodyPlan
 from drover_proxy.wire.fields import find_fault
 from drover_proxy.wire.head import BadRequest, bad
+from drover_proxy.wire.headers import NOT_FORWARDED
 from drover_proxy.wire.limits import (
     BODY_RATE_BYTES,
     CHUNK_BYTES,
@@ -121,6 +122,9 @@ class ChunkedBody:
         fault = find_fault(section[:end])
         if fault or TRAILER.fullmatch(section[:end]) is None:
             raise bad(fault or "a trailer is malformed")
+        for line in section[:end].split(b"\r\n"):
+            if line.partition(b":")[0].lower() in NOT_FORWARDED:
+                raise bad("a field stands in the trailers that has no place there")
         self.done = True
         self._line = b""
         return at + end - before
@@ -183,7 +187,7 @@ class Intake:
             if buffer:
                 self.held += data if taken == len(data) else data[:taken]
         self.received += taken
-        self._check(self.received)
+        self._check(len(self.held) if buffer else self.received)
         return taken
 
     def hold(self, piece: bytes) -> bool:

@@ -31,12 +31,13 @@ class ClientConnection(BodyReader):
     clients don't do that, a vanished one looks the same, and what it had asked for costs a GPU.
     """
 
-    __slots__ = ("_parsing", "handler")
+    __slots__ = ("_known", "_parsing", "handler")
 
     def __init__(self, server: Server) -> None:
         super().__init__(server)
         self.handler = server.handler
         self._parsing = False
+        self._known = 0  # bytes of an unfinished head that were looked at: each is, once, however it drips
 
     def __repr__(self) -> str:
         """Tell where it stands."""
@@ -133,12 +134,15 @@ class ClientConnection(BodyReader):
         if data.startswith(b"\r\n") and len(data) > 2:
             data = data[2:]  # the one empty line that RFC 9112 asks to ignore
         limits = self.limits
-        end = data.find(b"\r\n\r\n") + 4
+        if known := self._known:
+            self._known, known = 0, min(known, len(data))
+        end = data.find(b"\r\n\r\n", known - 3 if known > 3 else 0) + 4
         if (end if end > 3 else len(data)) > limits.header_bytes:
             raise BadRequest(431, "head_too_long", f"a head of more than {limits.header_bytes} bytes")
         if end == 3:
-            if fault := find_fault(data):
+            if fault := find_fault(data, known):
                 raise bad(fault)
+            self._known = len(data)
             if not self._active:
                 self._active = True
                 self.deadline = self.server.clock() + limits.head_timeout
@@ -280,6 +284,8 @@ class ClientConnection(BodyReader):
             return
         if self.phase is CLOSING:
             self.transport.abort()
+        elif self.phase is BODY and self.read_paused and ex is not None and ex.relay is not None:
+            ex.relay.upload_stalled()
         elif self.phase is BODY and ex is not None:
             self._refuse(BadRequest(408, "body_timeout", "the body didn't come in time"))
         elif self.phase is HEAD and self._active:

@@ -59,8 +59,12 @@ def _read(line: bytes) -> tuple[bytes, bytes]:
     return field
 
 
-def find_fault(raw: bytes) -> str | None:
-    """Say what is wrong with the bytes of a head, or of the beginning of one."""
+def find_fault(raw: bytes, known: int = 0) -> str | None:
+    """Say what is wrong with the bytes of a head, or of its beginning; so many are known to be good."""
+    begun = known > 0
+    while known and raw[known - 1] in b"\r\n":
+        known -= 1
+    raw = raw[known:]
     if len(raw.translate(None, CONTROL)) != len(raw):
         return "a control character stands in the head"
     ends = raw.count(b"\r\n")
@@ -68,6 +72,6 @@ def find_fault(raw: bytes) -> str | None:
         return "a line ends in LF without CR"
     if raw.count(b"\r") - raw.endswith(b"\r") != ends:
         return "a CR stands without LF"
-    if b"\n " in raw or b"\n\t" in raw or raw.startswith((b" ", b"\t")):
+    if b"\n " in raw or b"\n\t" in raw or (not begun and raw.startswith((b" ", b"\t"))):
         return "a line begins with white space (obsolete line folding)"
     return None

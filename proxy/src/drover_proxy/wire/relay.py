@@ -173,10 +173,23 @@ class Relay:
         if self.exchange.plan is STREAM:
             self._client.upload_paused(paused=paused)
 
+    def upload_stalled(self) -> None:
+        """The upstream has taken nothing of a streamed body for too long."""
+        connection = self.connection
+        if connection is None:
+            return
+        why = "it took nothing more of the body within the time allowed"
+        if self.exchange.state is State.SENT:
+            self._part(connection)
+            self.failed(UpstreamFault.FIRST_BYTE_TIMEOUT, why)
+        else:
+            self.broken(connection, why)
+
     # Answering.
 
     def interim(self, status: int, raw: bytes) -> None:
         """Pass a 1xx on; 100 is only about our own request, and HTTP/1.0 knows none of them."""
+        self._retried = True  # the upstream has begun to work: it isn't to be tried again
         if status != 100 and not self.exchange.http10:
             self._client.write(raw)
 

@@ -1,0 +1,21 @@
+"""Answers before the answer: every 1xx, in odd orders, numbers and company."""
+
+from __future__ import annotations
+
+from tests.unit.wire.rig import World, answer, post
+
+
+async def test_stale_connection_after_an_interim_answer_is_not_retried(world: World):
+    """A 1xx shows that the upstream has the request: it isn't sent a second time."""
+    client = await world.client(post())
+    upstream = await world.origin.request(end=b"{}")
+    upstream.send(answer(b"one"))
+    await client.until(b"one")
+    client.send(post(b"again"))
+    await upstream.until(b"again")
+    upstream.send(b"HTTP/1.1 103 Early Hints\r\n\r\n")
+    await client.until(b"103")
+    upstream.close()
+    await client.until(b"502")
+    assert len(world.origin.peers) == 1
+    assert ("failed", 2, "closed", False) in world.handler.story
