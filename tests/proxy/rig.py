@@ -108,7 +108,7 @@ class Rig:
         return kept | {
             "LABGPU_STATE": str(self.state),
             "LD_LIBRARY_PATH": str(self.nvml),
-            "PYTHONPATH": os.pathsep.join([*COMPILED, str(PROJECT)]),
+            "PYTHONPATH": os.pathsep.join([*COMPILED, str(PROJECT / "proxy" / "src"), str(PROJECT)]),
             "PYTHONUNBUFFERED": "1",
         }
 
