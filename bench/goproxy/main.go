@@ -1,6 +1,8 @@
 // The reverse proxy of Go's standard library, reading each body for its model as drover does.
 //
-//	goproxy LISTEN UPSTREAM
+//	goproxy LISTEN UPSTREAM [pooled]
+//
+// As it comes, ReverseProxy makes a new buffer of 32 KiB for each answer. "pooled" lends it used ones.
 package main
 
 import (
@@ -12,10 +14,19 @@ import (
 	"net/http/httputil"
 	"net/url"
 	"os"
+	"sync"
 	"time"
 )
 
-const bodyBytes = 64 << 20
+const (
+	bodyBytes   = 64 << 20
+	bufferBytes = 32 << 10 // what ReverseProxy makes by itself
+)
+
+type buffers struct{ sync.Pool }
+
+func (b *buffers) Get() []byte       { return b.Pool.Get().([]byte) }
+func (b *buffers) Put(buffer []byte) { b.Pool.Put(buffer) }
 
 type asked struct {
 	Model  string `json:"model"`
@@ -37,6 +48,9 @@ func main() {
 			DisableCompression:  true,
 		},
 		ErrorHandler: func(w http.ResponseWriter, _ *http.Request, _ error) { w.WriteHeader(http.StatusBadGateway) },
+	}
+	if len(os.Args) > 3 && os.Args[3] == "pooled" {
+		proxy.BufferPool = &buffers{sync.Pool{New: func() any { return make([]byte, bufferBytes) }}}
 	}
 	handler := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, bodyBytes))

@@ -1,20 +1,22 @@
 // Following an HTTP/1.1 answer: its status, where it ends, and how many records its body holds.
+// Needs _GNU_SOURCE.
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { HEAD_BYTES = 4096 };
+enum { HEAD_BYTES = 4096, TAIL_BYTES = 256 };
 enum part { HEAD, LENGTH, SIZE, DATA, DATA_END, TRAILER, UNTIL_CLOSE, OVER, BAD };
 
 struct answer {
   enum part part;
   int status;
-  int records;              // of a body of server-sent events: each ends with an empty line
+  int records;              // of server-sent events each ends with an empty line, of NDJSON with its line
+  bool lines;               // it is NDJSON
   bool close;               // the server won't keep the connection
   size_t left;              // of the body or of the chunk
   size_t held;
-  char tail[16];            // the body's last bytes
+  char tail[TAIL_BYTES];    // the body's last bytes
   char previous;
   char head[HEAD_BYTES];
 };
@@ -32,10 +34,12 @@ static const char *answer_field(const char *head, const char *name) {
 
 static void answer_head(struct answer *a) {
   a->status = atoi(a->head + 9);
+  const char *type = answer_field(a->head, "content-type");
   const char *length = answer_field(a->head, "content-length");
   const char *coding = answer_field(a->head, "transfer-encoding");
   const char *connection = answer_field(a->head, "connection");
   a->close = connection && !strncasecmp(connection, "close", 5);
+  a->lines = type && !strncasecmp(type, "application/x-ndjson", 20);
   if (coding && !strncasecmp(coding, "chunked", 7)) a->part = SIZE;
   else if (length) a->part = (a->left = strtoull(length, NULL, 10)) ? LENGTH : OVER;
   else a->part = UNTIL_CLOSE;
@@ -43,11 +47,18 @@ static void answer_head(struct answer *a) {
 
 static void answer_body(struct answer *a, const char *data, size_t n) {
   for (const char *p = data; (p = memchr(p, '\n', data + n - p)); p++)
-    if ((p == data ? a->previous : p[-1]) == '\n') a->records++;
+    if (a->lines || (p == data ? a->previous : p[-1]) == '\n') a->records++;
   a->previous = data[n - 1];
   size_t keep = n < sizeof a->tail ? n : sizeof a->tail;
   memmove(a->tail, a->tail + keep, sizeof a->tail - keep);
   memcpy(a->tail + sizeof a->tail - keep, data + n - keep, keep);
+}
+
+// Whether a streamed answer is whole: so many records, and the end that its dialect has.
+static bool answer_whole(const struct answer *a, int records) {
+  if (a->status != 200 || a->part != OVER) return false;
+  if (a->lines) return a->records == records && memmem(a->tail, TAIL_BYTES, "\"done\":true", 11);
+  return a->records == records + 1 && !memcmp(a->tail + TAIL_BYTES - 14, "data: [DONE]\n\n", 14);
 }
 
 // Take bytes; returns how many of them belonged to this answer.

@@ -6,7 +6,8 @@
 // REQUESTS is a file of whole HTTP requests, "LENGTH\n" and then LENGTH bytes each; connections use them in turns.
 // "requests" opens its connections, sends one request on each to warm up and says "ready". From the line that it
 // then reads, each connection asks, waits for the whole answer, pauses, and asks again, until the time is over.
-// "streams" says "ready" at once; after the line, it opens its streams evenly over the spread and waits for all.
+// "streams" says "ready" at once; after the line, it opens its streams evenly over the spread and waits for all. They
+// are server-sent events or NDJSON, by the answer's Content-Type.
 // The last line is one of JSON. It leaves when its input ends, so that its leaving isn't measured.
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -37,7 +38,7 @@ struct client {
 static struct { char *data; size_t length; } texts[TEXTS];
 static struct client *clients;
 static int text_count, poll_fd, port, count;
-static long long broken, whole;
+static long long broken, whole, delivered;
 static uint32_t *gaps, *firsts;
 static size_t gap_count, first_count, gap_room, first_room;
 
@@ -193,12 +194,11 @@ static void stream_event(struct client *c, uint32_t events) {
       if (++open_now > open_peak) open_peak = open_now;
     }
     else if (i < records_wanted) note(&gaps, &gap_count, &gap_room, at - c->last);
+    if (i < records_wanted) delivered++;
     c->last = at;
   }
   if (!end) return;
-  bool proper = end > 0 && c->answer.status == 200 && c->answer.part == OVER && c->answer.records == records_wanted + 1 &&
-                memmem(c->answer.tail, 16, "[DONE]\n\n", 8);
-  if (proper) whole++; else broken++;
+  if (end > 0 && answer_whole(&c->answer, records_wanted)) whole++; else broken++;
   if (c->answer.records) open_now--;
   c->done = true;
   close(c->fd);
@@ -262,7 +262,7 @@ int main(int argc, char **argv) {
   until = began + time_ns;
   if (streams) run_streams(time_ns); else run_requests();
   printf("{\"seconds\": %.4f, \"whole\": %lld, \"broken\": %lld, \"broken_warm\": %lld", (now_ns() - began) / 1e9, whole, broken, failed_warm);
-  if (streams) printf(", \"open_peak\": %d", open_peak);
+  if (streams) printf(", \"open_peak\": %d, \"delivered\": %lld", open_peak, delivered);
   spread("first", firsts, first_count);
   spread("gap", gaps, gap_count);
   puts("}");

@@ -12,20 +12,25 @@ LINE_KEYS = {
     "rps",
     "cpu_per_request_us",
     "cpu_per_chunk_us",
+    "cpu_per_chunk_ndjson_us",
     "rps_vs_nginx",
     "cpu_per_request_vs_nginx",
     "cpu_per_request_vs_go",
     "cpu_per_request_vs_vllm_router",
     "cpu_per_chunk_vs_go",
     "cpu_per_chunk_vs_nginx",
+    "cpu_per_chunk_ndjson_vs_go",
+    "cpu_per_chunk_ndjson_vs_nginx",
     "ttfb_added_p99_ms_at_1000",
     "bytes_per_stream",
     "bytes_per_stream_at",
+    "streams_not_open",
     "failed_streams",
     "rss_at_rest_bytes",
     "stall_ms",
     "python",
     "drover_build",
+    "drover_build_why",
 }
 
 
@@ -42,16 +47,22 @@ def asked(cpu_us, rps=1000.0):
     }
 
 
-def streamed(cpu_us=10.0, p99=5.0, failed=0, size=9000.0):
+def streamed(cpu_us=10.0, p99=5.0, failed=0, size=9000.0, opened=1000):
     """Return a row of streams."""
     return {
         "cpu_us": cpu_us,
         "busy": 0.5,
         "ttfb_p99_ms": p99,
         "failed": failed,
+        "open_peak": opened,
         "stream_bytes": size,
         "rest_bytes": 43e6,
     }
+
+
+def stalled(alone, beside):
+    """Return a row of streams without and with large bodies beside them."""
+    return {"alone_ms": alone, "with_bodies_ms": beside, "failed": 0, "bodies": 12}
 
 
 def whole_run():
@@ -60,11 +71,16 @@ def whole_run():
         "drover": {
             "requests/64": [asked(30.0, 900.0), asked(40.0, 800.0), asked(20.0, 1000.0)],
             "streams/1000": [streamed(12.0, 9.0)],
-            "held/5000": [streamed(size=9738.4)],
-            "stall": [{"stall_ms": 12.34}, {"stall_ms": 8.0}, {"stall_ms": 15.0}],
+            "ndjson/1000": [streamed(9.0)],
+            "held/5000": [streamed(size=9738.4, opened=5000)],
+            "stall": [stalled(22.0, 33.34), stalled(41.0, 29.0), stalled(21.0, 36.0)],
         },
         "nginx": {"requests/64": [asked(15.0), asked(10.0), asked(20.0)], "streams/1000": [streamed(10.0)]},
-        "go": {"requests/64": [asked(100.0)] * 3, "streams/1000": [streamed(16.0)]},
+        "go": {
+            "requests/64": [asked(100.0)] * 3,
+            "streams/1000": [streamed(16.0)],
+            "ndjson/1000": [streamed(18.0)],
+        },
         "vllm-router": {"requests/64": [asked(80.0)] * 3},
         "direct": {"streams/1000": [streamed(4.0, 0.5)]},
     }
@@ -85,23 +101,52 @@ def test_the_last_line_carries_every_promised_key():
         assert json.loads(json.dumps(line)) == line
 
 
-def test_the_compiled_proxy_has_figures_of_its_own():
-    """The ratios without an ending stay those of the interpreted one, and the line says so."""
-    rows = whole_run()
-    rows[figures.COMPILED] = {"requests/64": [asked(10.0, 1900.0)] * 3, "streams/1000": [streamed(8.0)]}
+def last(rows, **build):
+    """Return the last line, as the program makes it."""
+    return figures.final(figures.compared(rows), "CPython", **build)
 
-    line = figures.final(rows, "CPython")
+
+def test_the_interpreted_proxy_has_figures_of_its_own():
+    """The ratios without an ending are those of the build that hosts get, and the line says which it is."""
+    rows = whole_run()
+    rows[figures.PURE] = {"requests/64": [asked(50.0, 450.0)] * 3, "streams/1000": [streamed(15.0)]}
+
+    line = last(rows, build="compiled")
+
+    assert (line["drover_build"], line["drover_build_why"]) == ("compiled", None)
+    assert (line["rps"], line["rps_pure"]) == (900, 450)
+    assert (line["cpu_per_request_vs_go"], line["cpu_per_request_vs_go_pure"]) == (0.3, 0.5)
+    assert line["cpu_per_chunk_vs_nginx_pure"] == 1.5
+    assert {key.removesuffix("_pure") for key in line} == LINE_KEYS
+    assert not any("interpreted" in said for said in figures.missed(line))
+
+
+def test_bars_of_a_proxy_that_could_not_be_compiled_say_so():
+    """Nobody takes the interpreted proxy's figures for those of what hosts get."""
+    line = last(whole_run(), build="interpreted", why="the controller has no C compiler")
 
     assert line["drover_build"] == "interpreted"
-    assert (line["rps"], line["rps_compiled"]) == (900, 1900)
-    assert (line["cpu_per_request_vs_go"], line["cpu_per_request_vs_go_compiled"]) == (0.3, 0.1)
-    assert line["cpu_per_chunk_vs_nginx_compiled"] == 0.8
-    assert {key.removesuffix("_compiled") for key in line} == LINE_KEYS
+    assert figures.missed(line)[0] == (
+        "drover is the interpreted proxy here, not the compiled one: the controller has no C compiler"
+    )
+
+
+def test_what_is_added_to_the_first_byte_is_found_in_each_round():
+    """What the upstream took in the same round is taken away; where that failed, nothing is made up."""
+    rows = whole_run()
+    rows["drover"]["streams/1000"] = [streamed(p99=9.0), streamed(p99=30.0), streamed(p99=8.0), None]
+    rows["direct"]["streams/1000"] = [streamed(p99=1.0), streamed(p99=20.0), None, streamed(p99=1.0)]
+
+    found = figures.compared(rows)["drover"]["streams/1000"]
+
+    assert [row and row.get("ttfb_added_p99_ms") for row in found] == [8.0, 10.0, None, None]
+    assert last(rows)["ttfb_added_p99_ms_at_1000"] == 9.0
+    assert "9.00" in figures.tables(figures.compared(rows), {})
 
 
 def test_the_last_line_of_a_whole_run():
     """The figures are those of 64 connections, 1,000 streams, and of the most streams for memory."""
-    line = figures.final(whole_run(), "CPython")
+    line = last(whole_run())
 
     assert line["rps"] == 900
     assert line["cpu_per_request_us"] == 30.0
@@ -109,9 +154,10 @@ def test_the_last_line_of_a_whole_run():
     assert line["cpu_per_request_vs_vllm_router"] == 0.375
     assert line["cpu_per_chunk_vs_go"] == 0.75
     assert line["cpu_per_chunk_vs_nginx"] == 1.2
+    assert (line["cpu_per_chunk_ndjson_us"], line["cpu_per_chunk_ndjson_vs_go"]) == (9.0, 0.5)
     assert line["ttfb_added_p99_ms_at_1000"] == 8.5
     assert (line["bytes_per_stream"], line["bytes_per_stream_at"]) == (9738, 5000)
-    assert line["stall_ms"] == 12.3
+    assert line["stall_ms"] == 12.3  # of 33.34, 29 and 36, less the 21 of the quietest round alone
 
 
 @pytest.mark.parametrize("gone", ["nginx", "go", "vllm-router", "direct"])
@@ -120,7 +166,7 @@ def test_a_peer_that_could_not_be_had_leaves_null(gone):
     rows = whole_run()
     del rows[gone]
 
-    line = figures.final(rows, "CPython")
+    line = last(rows)
 
     name = {"direct": "ttfb_added", "vllm-router": "vllm_router"}.get(gone, f"vs_{gone}")
     about = [key for key in line if name in key]
@@ -145,13 +191,42 @@ def test_a_failed_measurement_of_streams_is_no_clean_run():
     rows["drover"]["streams/1000"] = [streamed(), None]
     assert figures.final(rows, "CPython")["failed_streams"] is None
 
+    rows = whole_run()
+    rows["drover"]["ndjson/1000"] = [streamed(failed=4)]
+    assert figures.final(rows, "CPython")["failed_streams"] == 4
+
 
 def test_memory_is_taken_where_all_streams_were_open_at_once():
     """Of two measurements of as many streams, the slow one counts: there all were open."""
     rows = whole_run()
-    rows["drover"]["streams/5000"] = [streamed(size=1.0)]
+    rows["drover"]["streams/5000"] = [streamed(size=1.0, opened=700)]
+    rows["drover"]["ndjson/6000"] = [streamed(size=2.0)]
 
-    assert figures.final(rows, "CPython")["bytes_per_stream"] == 9738
+    line = figures.final(rows, "CPython")
+
+    assert line["bytes_per_stream"] == 9738
+    assert line["streams_not_open"] == 0
+    assert not any("streams_not_open" in said for said in figures.missed(line))
+
+
+def test_memory_of_streams_that_were_not_all_open_meets_no_bar():
+    """Who falls behind holds fewer at once than were asked for; that is said beside the figure."""
+    rows = whole_run()
+    rows["drover"]["held/5000"] = [streamed(size=9738.4, opened=4734)]
+
+    line = figures.final(rows, "CPython")
+
+    assert line["streams_not_open"] == 266
+    assert "bar missed: streams_not_open is 266, at most 0" in figures.missed(line)
+
+
+def test_memory_at_rest_is_that_of_who_did_nothing_for_a_while():
+    """Where nobody watched it idle, that before its streams counts."""
+    rows = whole_run()
+    assert figures.final(rows, "CPython")["rss_at_rest_bytes"] == 43_000_000
+
+    rows["drover"]["rest"] = [{"rest_bytes": 44_100_000, "idle_ms_per_second": 2}]
+    assert figures.final(rows, "CPython")["rss_at_rest_bytes"] == 44_100_000
 
 
 def test_bars_that_are_missed_are_said_and_so_are_those_not_measured():

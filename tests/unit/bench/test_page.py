@@ -20,7 +20,8 @@ RECORD = {
         },
         "nginx": {"rest": {"rest_bytes": [18e6] * 3, "idle_ms_per_second": [0.04] * 3, "rounds": 1}},
     },
-    "final": figures.final({}, "") | {"cpu_per_request_vs_nginx": 2.5, "stall_ms": 10.0},
+    "final": figures.final({}, "", "compiled")
+    | {"cpu_per_request_vs_nginx": 2.5, "stall_ms": 10.0, "stall_ms_pure": 12.5},
 }
 
 
@@ -28,12 +29,23 @@ def test_a_record_becomes_tables_with_its_bars():
     """What is missed is marked, and what was not measured isn't called met."""
     shown = page.markdown(RECORD)
 
-    assert "| CPU a request, times nginx | 2.5 | 2 | **missed** |" in shown
-    assert "| stall by a body of 5 MB, ms | 10 | 20 | met |" in shown
-    assert "| CPU a request, times Go | not measured | 0.4 | - |" in shown
+    assert "drover is the compiled proxy." in shown
+    assert "| CPU a request, times nginx | 2.5 | 2 | **missed** | not measured |" in shown
+    assert "| stall by a body of 5 MB, ms | 10 | 20 | met | 12.5 |" in shown
+    assert "| CPU a request, times Go | not measured | 0.4 |  | not measured |" in shown
     assert "| drover | 20.0 | 30.0 | 10.0 [9.0-11.0] |" in shown
     assert "| nginx | 18.0 | 0.0 |" in shown
     assert "smg could not be had: no such package" in shown
+
+
+def test_a_page_says_when_the_proxy_was_not_compiled():
+    """Then there is one build only, and the reader is told why."""
+    final = figures.final({}, "", "interpreted", "no C compiler") | {"stall_ms": 10.0}
+
+    shown = page.markdown(RECORD | {"final": final})
+
+    assert "drover is the interpreted proxy here, not the compiled one: no C compiler." in shown
+    assert "| stall by a body of 5 MB, ms | 10 | 20 | met |\n" in shown
 
 
 def test_tables_go_between_their_marks():

@@ -52,13 +52,32 @@ def test_a_child_is_watched_with_its_descendants_and_ended(tmp_path):
         eventually(lambda: len(child.pids()) == 2, timeout=10, what="the grandchild runs")
         before = sum(child.cpu_exact().values())
         eventually(lambda: sum(child.cpu_exact().values()) > before + 20e6, timeout=10, what="CPU is counted")
-        assert child.rss_bytes() > 5_000_000
+        assert child.rss_bytes() > child.resident_bytes() > 5_000_000
+        assert child.cores() == {core}
         assert child.cpu_seconds() >= 0
     finally:
         family = child.pids()
         child.stop()
     for pid in family:
         eventually(lambda pid=pid: processes.gone(pid), timeout=5, what=f"{pid} has ended")
+
+
+def test_pages_that_are_shared_are_told_from_a_process_own():
+    """Memory of a parent and a child that it forked counts once where it is the same."""
+    text = """\
+55f0-7ffc ---p 00000000 00:00 0    [rollup]
+Rss:               14000 kB
+Pss:                7000 kB
+Pss_Dirty:          1000 kB
+Shared_Clean:       8000 kB
+Shared_Dirty:       2000 kB
+Private_Clean:       500 kB
+Private_Dirty:      3500 kB
+Private_Hugetlb:       9 kB
+"""
+
+    assert processes._rollup(text) == (4000 * 1024, 10_000 * 1024)
+    assert processes._rollup("") == (0, 0)
 
 
 def test_whoever_does_not_come_up_is_ended_and_quoted(tmp_path):

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 
 import httptools
 import pytest
 
-from bench import measure, provide, traffic
+from bench import answers, measure, processes, provide, traffic
 from bench.contestants import start_source
 from bench.processes import BenchError
 
@@ -39,6 +40,17 @@ def test_small_requests_are_whole_and_of_several_lengths():
     assert len({one.headers[b"content-length"] for one in heard}) == traffic.VARIANTS
     assert all(180 < len(one.body) < 300 for one in heard)
     assert heard[0].headers[b"authorization"] == b"Bearer " + traffic.KEY.encode()
+
+
+def test_native_requests_are_those_of_the_ollama_package():
+    """They go to Ollama's own path and ask for a stream."""
+    raw = traffic.native()
+    heard = [Heard(one) for one in raw]
+
+    assert all(one.startswith(b"POST /api/chat HTTP/1.1\r\n") for one in raw)
+    assert all(one.whole and json.loads(one.body)["stream"] is True for one in heard)
+    assert len({one.headers[b"content-length"] for one in heard}) == traffic.VARIANTS
+    assert heard[0].headers[b"user-agent"].startswith(b"ollama-python/")
 
 
 def test_a_large_request_has_its_size_in_images():
@@ -80,14 +92,16 @@ def test_requests_are_asked_and_counted(rig):
     assert row["p50_ms"] <= row["p99_ms"]
 
 
-def test_streams_are_held_and_measured(rig):
-    """All are whole, all were open at once, and the gaps are the upstream's."""
+@pytest.mark.parametrize("native", [False, True], ids=["events", "lines"])
+def test_streams_are_held_and_measured(rig, native):
+    """All are whole, all were open at once, every chunk counts once, and the gaps are the upstream's."""
     bench, source = rig
 
-    row = measure.streams(bench, source, 30, spread_seconds=0.02)
+    row = measure.streams(bench, source, 30, spread_seconds=0.02, native=native)
 
     assert row["failed"] == 0
     assert row["open_peak"] == 30
+    assert row["chunks_per_second"] * row["seconds"] == pytest.approx(30 * 6)
     assert row["seconds"] >= 0.1
     assert 10 < row["gap_p50_ms"] < 60
 
@@ -106,10 +120,49 @@ def test_a_large_body_is_taken_and_answered(rig):
     assert found["broken"] == found["broken_warm"] == 0
 
 
-def test_streams_that_break_off_are_failures(rig):
+@pytest.mark.parametrize("records", [5, 7], ids=["more than asked for", "fewer"])
+@pytest.mark.parametrize("dialect", ["streamed", "native"])
+def test_streams_of_another_length_are_failures(rig, dialect, records):
+    """A chunk that a proxy lost, or sent twice, doesn't go unnoticed."""
+    bench, source = rig
+    load = measure.Load(bench, "streams", source.port, 3, 0, records, getattr(bench, dialect))
+    try:
+        load.go()
+        found = load.result()
+    finally:
+        load.close()
+
+    assert (found["whole"], found["broken"]) == (0, 3)
+
+
+@pytest.mark.parametrize("dialect", ["streamed", "native"])
+def test_streams_without_their_last_record_are_failures(tools, tmp_path, dialect):
+    """As many records as were asked for are no whole answer without `[DONE]` or `"done":true`."""
+    core, (port,) = min(os.sched_getaffinity(0)), processes.free_ports(1)
+    said = answers.write_answers(tmp_path / "said")
+    whole = said.read_bytes()
+    said.write_bytes(whole.replace(b"data: [DONE]", b"data: [GONE]").replace(b'"done":true', b'"gone":true'))
+    child = processes.start("source", [str(tools.source), str(port), str(said), "4", "10000"], core, tmp_path)
+    bench = measure.prepare(tools, tmp_path, core, chunks=4, gap_seconds=0.01)
+    try:
+        processes.wait_for(child, lambda: not socket.create_connection(("127.0.0.1", port), 1).close())
+        load = measure.Load(bench, "streams", port, 3, 0, 4, getattr(bench, dialect))
+        try:
+            load.go()
+            found = load.result()
+        finally:
+            load.close()
+    finally:
+        child.stop()
+
+    assert (found["whole"], found["broken"], found["delivered"]) == (0, 3, 12)
+
+
+@pytest.mark.parametrize("dialect", ["streamed", "native"])
+def test_streams_that_break_off_are_failures(rig, dialect):
     """An upstream that dies in the middle leaves no stream that counts as whole."""
     bench, source = rig
-    load = measure.Load(bench, "streams", source.port, 10, 0, 6, bench.streamed)
+    load = measure.Load(bench, "streams", source.port, 10, 0, 6, getattr(bench, dialect))
     try:
         load.go()
         source.child.process.kill()
