@@ -62,9 +62,13 @@ def _serve(path: Path) -> int:
 
 
 def _check(path: Path) -> int:
+    from drover_proxy.drivers.tls import TlsFiles  # noqa: PLC0415 - the other commands need none of it
+
     config = load(path)
-    if config.keys_file:
-        ring = load_keys(keys_path(config.keys_file))
+    if config.tls:
+        TlsFiles(config.tls).load()
+    if config.auth.keys_file:
+        ring = load_keys(keys_path(config.auth.keys_file))
         if ring.by_certificate and not (config.tls and config.tls.client_ca):
             print(f"{path}: warning: without tls.client_ca nobody is asked for a certificate; keys name some")
     else:

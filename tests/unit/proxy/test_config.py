@@ -33,7 +33,7 @@ def test_a_minimal_file_gets_every_default():
     assert (config.instances[0].host, config.instances[0].port) == ("127.0.0.1", 11434)
     assert config.queue.max_waiting == 512
     assert config.loads.reserve_bytes == 1 << 30
-    assert config.keys_file is None
+    assert config.auth.keys_file is None
     assert config.gpus == "nvml"
     assert config.forwarding == ForwardingConfig("none", None, ())
 

@@ -15,11 +15,12 @@ import pytest
 import yaml
 from drover_proxy.cli import main
 from drover_proxy.config import ConfigError
+from drover_proxy.drivers.follow import follow
 from drover_proxy.guard.certificate import read_identity
 from drover_proxy.guard.keys import KeyRing, hash_of, load_keys, read_keys
 from drover_proxy.guard.sshkey import read_line
 from drover_proxy.guard.store import read_entries
-from drover_proxy.guard.watch import KeysFile, follow
+from drover_proxy.guard.watch import KeysFile
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -252,7 +253,7 @@ def test_every_change_is_noticed(file):
 
 async def test_following_tells_of_good_and_bad_once_each(file, monkeypatch):
     """A change that can be read is applied, one that can't is told of, and neither a second time."""
-    monkeypatch.setattr("drover_proxy.guard.watch.LOOK_SECONDS", 0.01)
+    monkeypatch.setattr("drover_proxy.drivers.follow.LOOK_SECONDS", 0.01)
     keys("add", "a", file=file)
     followed = KeysFile(str(file))
     followed.load()

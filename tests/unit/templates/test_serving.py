@@ -137,7 +137,7 @@ def test_the_proxy_takes_its_settings(listen):
     assert (coder.context, coder.slots, coder.pin, coder.priority) == (16384, 1, True, 5)
     assert config.loads.reserve_bytes == 1024 << 20
     assert {"127.0.0.1", "0.0.0.0"} & {address.host for address in config.admin_listen}
-    assert config.keys_file == "/etc/drover/keys.yaml"
+    assert config.auth.keys_file == "/etc/drover/keys.yaml"
 
 
 def test_the_proxy_takes_its_settings_without_models():

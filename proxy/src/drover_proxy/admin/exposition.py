@@ -62,6 +62,11 @@ class Exposition(Collector):
             float(m.keys_ok),
         )
         yield _gauge(
+            "drover_tls_last_reload_successful",
+            "1 unless the files that tls names, as they stand, can't be used.",
+            float(m.tls_ok),
+        )
+        yield _gauge(
             "drover_config_last_reload_success_timestamp_seconds",
             "When the configuration was read.",
             m.reloaded_at,

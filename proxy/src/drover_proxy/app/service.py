@@ -5,18 +5,15 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
-import resource
 import signal
 import socket
-import ssl
-import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 from drover_proxy import __version__
 from drover_proxy.admin.metrics import Metrics
 from drover_proxy.admin.server import Admin
+from drover_proxy.app import wireconfig
 from drover_proxy.app.catalogue import Catalogue
 from drover_proxy.app.coreconfig import core_config, resolve_gpus
 from drover_proxy.app.gateway import Gateway
@@ -25,28 +22,22 @@ from drover_proxy.app.instance import Instance
 from drover_proxy.app.memory import Memory
 from drover_proxy.app.parts import Parts
 from drover_proxy.app.recall import Recall
+from drover_proxy.app.reloading import Reloader
 from drover_proxy.app.runtime import Runtime
 from drover_proxy.build import BUILD
-from drover_proxy.config import ConfigError, ForwardingConfig, ProxyConfig, TlsConfig, load
+from drover_proxy.config import ConfigError, ProxyConfig, load
 from drover_proxy.core.events import DrainRequested
 from drover_proxy.drivers.log import Log
 from drover_proxy.drivers.notify import Notifier, watchdog_seconds
 from drover_proxy.drivers.ollama import OllamaClient
 from drover_proxy.drivers.sockets import BindError, bind, handed_over
 from drover_proxy.guard.door import Door
-from drover_proxy.guard.keys import KeyRing
-from drover_proxy.guard.watch import KeysFile, follow
-from drover_proxy.wire import Forwarding, Limits, Server
-from drover_proxy.wire.forwarding import Mode as ForwardedMode
-from drover_proxy.wire.forwarding import network
+from drover_proxy.guard.watch import KeysFile
+from drover_proxy.wire import Limits, Server
 
 GPU_PATIENCE_SECONDS = 10.0
 """How long the start waits for NVML before it serves without; the search goes on meanwhile."""
 CATALOGUE_PATIENCE_SECONDS = 5.0
-SPARE_FILES = 256
-"""Open files besides connections."""
-FIXED = ("listen", "admin_listen", "tls", "instances", "gpus", "limits", "forwarding")
-"""What a reload can't change."""
 
 
 class StartError(Exception):
@@ -70,15 +61,15 @@ class Service:
         runtime.hurry = memory.hurry
         self._recall = Recall(self._log)
         runtime.remember = self._recall.keep
-        self._keys = _keys_file(config)
-        door = Door(self._keys.load() if self._keys else None, config.signature_seconds)
+        keys = KeysFile(config.auth.keys_file) if config.auth.keys_file else None
+        door = Door(keys.load() if keys else None, config.auth.signature_seconds)
         self._parts: Parts = Parts(config, self._log, metrics, runtime, catalogue, memory, door)
         self._text: Callable[[], bytes] | None = None
-        limits = _limits(config)
-        self._public = Server(Gateway(self._parts, self._page), limits, _forwarding(config.forwarding))
+        limits, forwarding = wireconfig.limits(config.limits), wireconfig.forwarding(config.forwarding)
+        self._public = Server(Gateway(self._parts, self._page), limits, forwarding)
         self._admin = Server(Admin(self._parts, self._page), Limits())
         self._parts.servers += [self._public, self._admin]
-        self._tls: ssl.SSLContext | None = None
+        self._reloader = Reloader(path, self._parts, self._public, keys)
         self._handover = Handover(self._log, runtime, self._public, self._admin)
         self._chores: list[asyncio.Task[None]] = []
 
@@ -102,20 +93,18 @@ class Service:
         """Serve until told to stop; returns the exit code."""
         parts, loop = self._parts, asyncio.get_running_loop()
         config = parts.config
-        self._tls = _tls(config.tls) if config.tls else None
+        try:
+            self._reloader.begin()
+        except ConfigError as problem:
+            raise StartError(str(problem)) from problem
         public, admin = _sockets(config)
         loop.add_signal_handler(signal.SIGTERM, self._stopping.set)
         loop.add_signal_handler(signal.SIGINT, self._stopping.set)
         loop.add_signal_handler(signal.SIGHUP, self._reload)
-        _raise_file_limit(config, self._log)
+        wireconfig.raise_file_limit(config.limits.max_connections, self._log)
         self._log.info("starting", version=__version__, build=BUILD, config=str(self._path))
         if parts.door.ring is None:
-            self._log.warning(
-                "open_door",
-                message="NO KEYS ARE CONFIGURED: everybody who reaches this address may use and manage all "
-                "models; set auth.keys_file",
-                listen=[str(address) for address in config.listen],
-            )
+            self._reloader.say_open()
         for item in config.instances:
             instance = Instance(item, parts.runtime, parts.catalogue, parts.memory.processes)
             parts.instances[item.name] = parts.runtime.loaders[item.name] = instance
@@ -132,14 +121,16 @@ class Service:
             raise StartError(str(error)) from error
         await self._first_catalogue()
         near = [one for one in public if one.family == socket.AF_UNIX]  # never leaves the host: no TLS
-        places = await self._public.listen((one for one in public if one not in near), tls=self._tls)
+        places = await self._public.listen(
+            (one for one in public if one not in near), tls=self._reloader.door_context
+        )
         places += await self._public.listen(near)
         admin_places = await self._admin.listen(admin)
         self._handover.serving()
         works = (
             parts.catalogue.keep_fresh(),
             self._feed_watchdog(),
-            follow(lambda: self._keys, self._new_keys, self._bad_keys),
+            *self._reloader.following(),
             self._handover.watch(),
         )
         self._chores = [parts.spawn(work) for work in works]
@@ -180,57 +171,9 @@ class Service:
             await asyncio.sleep(period)
 
     def _reload(self) -> None:
-        """Read configuration and keys again; with a mistake in either, keep all that is in force."""
-        parts = self._parts
         self._notifier.reloading()
-        try:
-            fresh = load(self._path)
-            keys = self._keys if fresh.keys_file == parts.config.keys_file else _keys_file(fresh)
-            ring = keys.load() if keys else None
-            if self._tls is not None and fresh.tls is not None and fresh.tls == parts.config.tls:
-                _renew(self._tls, fresh.tls)
-        except (ConfigError, OSError, ssl.SSLError) as error:
-            parts.metrics.reload_ok = False
-            problems = [str(p) for p in error.problems] if isinstance(error, ConfigError) else [str(error)]
-            self._log.error("reload_failed", message="the last good configuration stays", problems=problems)
-            if self._keys is not None:
-                self._keys.look_again()  # the keys are followed whatever the configuration is like
-        else:
-            for key in FIXED:
-                if getattr(fresh, key) != getattr(parts.config, key):
-                    self._log.warning(
-                        "reload_needs_restart", key=key, message=f"{key} changes at a restart only"
-                    )
-                    fresh = replace(fresh, **{key: getattr(parts.config, key)})
-            self._keys = keys
-            self._apply(fresh, ring)
+        self._reloader.reload()
         self._notifier.ready("serving")
-
-    def _new_keys(self, ring: KeyRing) -> None:
-        """Put the keys of a changed file in force."""
-        self._parts.door.change(ring)
-        self._parts.metrics.keys_ok = True
-        self._log.info("keys_reloaded", keys=len(ring.callers))
-
-    def _bad_keys(self, error: ConfigError) -> None:
-        """Keep the keys in force, and say what is wrong with the file."""
-        self._parts.metrics.keys_ok = False
-        problems = [str(problem) for problem in error.problems]
-        self._log.error("keys_reload_failed", message="the last good keys stay in force", problems=problems)
-
-    def _apply(self, fresh: ProxyConfig, ring: KeyRing | None) -> None:
-        parts = self._parts
-        parts.config = fresh
-        parts.door.change(ring)
-        parts.door.signatures.window_seconds = fresh.signature_seconds
-        parts.catalogue.configure(fresh.models)
-        self._log.level = fresh.log.level
-        if parts.runtime.core is not None:
-            uuids = {name: instance.gpu_uuids for name, instance in parts.instances.items()}
-            parts.runtime.reconfigure(core_config(fresh, parts.memory.gpus, uuids))
-        parts.metrics.reload_ok = parts.metrics.keys_ok = True
-        parts.metrics.reloaded_at = time.time()
-        self._log.info("reloaded", models=len(fresh.models), keys=len(ring.callers) if ring else None)
 
     async def _look(self) -> None:
         """Look at all instances anew."""
@@ -276,33 +219,6 @@ class Service:
         self._notifier.close()
 
 
-def _keys_file(config: ProxyConfig) -> KeysFile | None:
-    return KeysFile(config.keys_file) if config.keys_file else None
-
-
-def _limits(config: ProxyConfig) -> Limits:
-    limits = config.limits
-    return Limits(
-        header_bytes=limits.header_bytes,
-        header_count=limits.header_count,
-        body_bytes=limits.body_bytes,
-        head_timeout=limits.head_seconds,
-        body_timeout=limits.body_seconds,
-        idle_timeout=limits.idle_seconds,
-        connect_timeout=limits.connect_seconds,
-        first_byte_timeout=limits.first_byte_seconds,
-        stall_timeout=limits.stall_seconds,
-        max_connections=limits.max_connections,
-        max_connections_per_client=limits.max_connections_per_client,
-    )
-
-
-def _forwarding(config: ForwardingConfig) -> Forwarding:
-    networks = tuple(network(text) for text in config.trusted_proxies if text != "unix")
-    mode = ForwardedMode(config.x_forwarded)
-    return Forwarding(mode, config.via or "", networks, trust_unix="unix" in config.trusted_proxies)
-
-
 def _sockets(config: ProxyConfig) -> tuple[list[socket.socket], list[socket.socket]]:
     public, admin = handed_over()
     try:
@@ -311,42 +227,8 @@ def _sockets(config: ProxyConfig) -> tuple[list[socket.socket], list[socket.sock
         raise StartError(str(error)) from error
 
 
-def _renew(context: ssl.SSLContext, config: TlsConfig) -> None:
-    """Take a new certificate into use; what doesn't fit together leaves the old one as it was."""
-    # A context that fails to load a key is left with the new certificate and no key for it: try on another.
-    ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(config.cert, config.key)
-    context.load_cert_chain(config.cert, config.key)
-    if config.client_ca:
-        context.load_verify_locations(config.client_ca)  # adds; who was trusted stays so until a restart
-
-
-def _tls(config: TlsConfig) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.set_alpn_protocols(["http/1.1"])
-    try:
-        context.load_cert_chain(config.cert, config.key)
-        if config.client_ca:
-            context.load_verify_locations(config.client_ca)
-            context.verify_mode = ssl.CERT_REQUIRED
-    except (OSError, ssl.SSLError) as error:
-        raise StartError(f"tls: the certificate, key or client_ca can't be used: {error}") from error
-    return context
-
-
 async def _until(event: asyncio.Event) -> None:
     await event.wait()
-
-
-def _raise_file_limit(config: ProxyConfig, log: Log) -> None:
-    """Let the process open as many files as it may: a client's connection needs one, its upstream another."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = 2 * config.limits.max_connections + SPARE_FILES
-    if soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (min(wanted, hard), hard))
-    if hard < wanted:
-        message = f"limits.max_connections needs {wanted} open files, {hard} are allowed: raise LimitNOFILE="
-        log.warning("few_files", message=message)
 
 
 async def serve(path: Path) -> int:

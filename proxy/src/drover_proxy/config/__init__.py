@@ -8,6 +8,7 @@ from __future__ import annotations
 from drover_proxy.config.load import load, parse
 from drover_proxy.config.model import (
     Address,
+    AuthConfig,
     ForwardingConfig,
     GpuConfig,
     InstanceConfig,
@@ -23,6 +24,7 @@ from drover_proxy.config.reader import ConfigError, Problem
 
 __all__ = [
     "Address",
+    "AuthConfig",
     "ConfigError",
     "ForwardingConfig",
     "GpuConfig",

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from drover_proxy.config.model import (
+    AuthConfig,
     ForwardingConfig,
     GpuConfig,
     InstanceConfig,
@@ -129,13 +130,9 @@ def _files(config: ProxyConfig) -> list[Problem]:
 
 
 def _instance(raw: dict[str, Any]) -> InstanceConfig:
-    url = raw["url"].rstrip("/")
-    host, _, port = url.removeprefix("http://").rpartition(":")
     return InstanceConfig(
         name=raw["name"],
-        url=url,
-        host=host.strip("[]"),
-        port=int(port),
+        url=raw["url"].rstrip("/"),
         gpus=tuple(raw["gpus"]),
         slots=raw["slots"],
         context=raw["context"],
@@ -153,8 +150,7 @@ def _build(raw: dict[str, Any]) -> ProxyConfig:
         listen=tuple(raw["listen"]),
         admin_listen=tuple(raw["admin_listen"]),
         tls=TlsConfig(**raw["tls"]) if raw["tls"] else None,
-        keys_file=raw["auth"]["keys_file"] if raw["auth"] else None,
-        signature_seconds=raw["auth"]["signature_seconds"] if raw["auth"] else SIGNATURE_SECONDS,
+        auth=AuthConfig(**raw["auth"]) if raw["auth"] else AuthConfig(None, SIGNATURE_SECONDS),
         instances=tuple(_instance(item) for item in raw["instances"]),
         gpus="nvml" if raw["gpus"] == "nvml" else tuple(GpuConfig(**gpu) for gpu in raw["gpus"]),
         models=models,

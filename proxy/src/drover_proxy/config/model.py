@@ -31,18 +31,35 @@ class TlsConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class AuthConfig:
+    """Who may come in."""
+
+    keys_file: str | None
+    """None: everybody."""
+    signature_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class InstanceConfig:
     """One `ollama serve` of this host."""
 
     name: str
     url: str
-    host: str
-    port: int
     gpus: tuple[str, ...]
     slots: int
     context: int | None
     kv_type: str
     flash_attention: bool
+
+    @property
+    def host(self) -> str:
+        """Return the URL's host."""
+        return self.url.removeprefix("http://").rpartition(":")[0].strip("[]")
+
+    @property
+    def port(self) -> int:
+        """Return the URL's port."""
+        return int(self.url.rpartition(":")[2])
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,8 +147,7 @@ class ProxyConfig:
     listen: tuple[Address, ...]
     admin_listen: tuple[Address, ...]
     tls: TlsConfig | None
-    keys_file: str | None
-    signature_seconds: float
+    auth: AuthConfig
     instances: tuple[InstanceConfig, ...]
     gpus: Literal["nvml"] | tuple[GpuConfig, ...]
     models: Mapping[str, ModelConfig]

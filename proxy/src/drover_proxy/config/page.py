@@ -12,10 +12,11 @@ INTRODUCTION = """\
 # The proxy's configuration
 
 One YAML file, `/etc/drover/proxy.yaml`. `drover-proxy check FILE` checks it without binding a port and names
-every mistake at once; `drover-proxy serve --config FILE` runs it. SIGHUP reads it again: keys, `models`,
-`queue`, `loads` and `log` take effect at once; for `listen`, `admin_listen`, `tls`, `instances`, `gpus`,
-`limits` and `forwarding` the log says that a restart is needed. A file with a mistake changes nothing: the
-last good one stays.
+every mistake at once; `drover-proxy serve --config FILE` runs it. SIGHUP (`systemctl reload drover-proxy`)
+reads it again. A key that takes a reload counts from the next request on, also on connections that are open;
+`reloaded` in the log names those that changed. One that takes a restart stays as it was, and
+`reload_needs_restart` names it. A file with a mistake changes nothing: the last good one stays. The files
+that `auth` and `tls` name are followed without a signal, too.
 
 Sizes in bytes may carry a unit: `512MiB`, `1GiB`. Times are in seconds. Unknown keys are errors.
 `name[].key` is a key of each entry of a list, `name.*.key` of each entry of a mapping by name.
@@ -30,24 +31,26 @@ def _default(key: Key) -> str:
     return f"`{json.dumps(key.default)}`" if key.default is not None else "none"
 
 
-def _rows(keys: Mapping[str, Key], prefix: str) -> list[str]:
+def _rows(keys: Mapping[str, Key], prefix: str, *, restart: bool = False) -> list[str]:
     lines = []
     for name, key in keys.items():
-        lines.append(
-            f"| `{prefix}{name}` | {key.kind} | {_default(key)} | {key.unit} | {key.meaning} |".replace(
-                "|  |", "| |"
-            )
-        )
+        fixed = restart if key.restart is None else key.restart
+        cells = (f"`{prefix}{name}`", key.kind, _default(key), key.unit, "restart" if fixed else "reload")
+        lines.append(f"| {' | '.join(cells)} | {key.meaning} |".replace("|  |", "| |"))
         if key.section:
             between = "." if key.kind == "mapping" else ".*." if "by" in key.kind else "[]."
-            lines += _rows(key.section, f"{prefix}{name}{between}")
+            lines += _rows(key.section, f"{prefix}{name}{between}", restart=fixed)
     return lines
 
 
 def page() -> str:
     """Return the whole page as Markdown."""
     head = "<!-- Generated from drover_proxy.config.schema. Edit that instead. -->\n\n" + INTRODUCTION
-    table = ["| key | type | default | unit | meaning |", "|---|---|---|---|---|", *_rows(ROOT, "")]
+    table = [
+        "| key | type | default | unit | takes a | meaning |",
+        "|---|---|---|---|---|---|",
+        *_rows(ROOT, ""),
+    ]
     return head + "\n" + "\n".join(table) + "\n"
 
 

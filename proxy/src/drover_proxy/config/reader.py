@@ -69,6 +69,8 @@ class Key:
     unit: str = ""
     shown_default: str | None = None
     section: Mapping[str, Key] | None = None
+    restart: bool | None = None
+    """A change counts at a restart only, and not at a reload; None: as for the section it stands in."""
 
 
 def nearest(word: str, names: list[str], *, listed: bool = False) -> str:
@@ -121,14 +123,16 @@ def read_section(node: yaml.Node, path: str, report: Report, keys: Mapping[str, 
     return values
 
 
-def section(keys: Mapping[str, Key], meaning: str, default: Any = None) -> Key:
+def section(
+    keys: Mapping[str, Key], meaning: str, default: Any = None, *, restart: bool | None = None
+) -> Key:
     """Make a key whose value is a mapping with known keys; absent means each of their defaults."""
     empty = {name: key.default for name, key in keys.items()} if default is None else default
 
     def read(node: yaml.Node, path: str, report: Report) -> Any:
         return read_section(node, path, report, keys)
 
-    return Key("mapping", read, empty, meaning, section=keys, shown_default="")
+    return Key("mapping", read, empty, meaning, section=keys, shown_default="", restart=restart)
 
 
 def _scalar(node: yaml.Node, path: str, report: Report, tags: tuple[str, ...], kind: str) -> str | None:

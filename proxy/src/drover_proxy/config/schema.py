@@ -232,7 +232,14 @@ LIMITS = {
         "bytes",
         "`64MiB`",
     ),
-    "head_seconds": Key("seconds", POSITIVE_SECONDS, 30.0, "Time a client has to send its head.", "s"),
+    "head_seconds": Key(
+        "seconds",
+        POSITIVE_SECONDS,
+        30.0,
+        "Time a client has for its TLS handshake, and then for each head.",
+        "s",
+        restart=True,  # the listeners were made with it
+    ),
     "body_seconds": Key("seconds", POSITIVE_SECONDS, 60.0, "Longest pause; slow bodies need 500 B/s.", "s"),
     "idle_seconds": Key("seconds", POSITIVE_SECONDS, 120.0, "A connection without a request is closed.", "s"),
     "connect_seconds": Key("seconds", POSITIVE_SECONDS, 5.0, "Time to connect to an instance.", "s"),
@@ -307,14 +314,15 @@ LOG = {
 }
 
 TLS = {
-    "cert": Key("path", text("a path"), REQUIRED, "Certificate chain, PEM."),
-    "key": Key("path", text("a path"), REQUIRED, "Its private key, PEM."),
+    "cert": Key("path", text("a path"), REQUIRED, "Certificate chain, PEM.", restart=False),
+    "key": Key("path", text("a path"), REQUIRED, "Its private key, PEM.", restart=False),
     "client_ca": Key(
         "path",
         text("a path"),
         None,
-        "Clients must show a certificate signed by this CA.",
+        "Clients must show a certificate signed by one of the authorities in this file, PEM.",
         shown_default="none",
+        restart=False,
     ),
 }
 
@@ -342,6 +350,7 @@ ROOT: dict[str, Key] = {
         (Address("0.0.0.0", 8080),),  # noqa: S104 - the door of the host; the design's own default
         "Where clients come in. Sockets handed over by systemd replace it.",
         shown_default="`0.0.0.0:8080`",
+        restart=True,
     ),
     "admin_listen": Key(
         "address or list of them",
@@ -349,8 +358,15 @@ ROOT: dict[str, Key] = {
         (Address("127.0.0.1", 8081),),
         "`/metrics`, `/healthz`, `/readyz`, `/drover/v1/*`. No key is asked for here.",
         shown_default="`127.0.0.1:8081`",
+        restart=True,
     ),
-    "tls": section(TLS, "TLS at `listen`, but for its Unix sockets.", default=()),
+    "tls": section(
+        TLS,
+        "TLS at `listen`, but for its Unix sockets. A change of one of its files counts within seconds, for "
+        "new connections; only to begin or to end with TLS takes a restart.",
+        default=(),
+        restart=True,
+    ),
     "auth": section(AUTH, "Who may come in. Absent: everybody, and the log says so at start.", default=()),
     "instances": Key(
         "list of mappings",
@@ -358,6 +374,7 @@ ROOT: dict[str, Key] = {
         REQUIRED,
         "The Ollama instances of this host. They share one models directory.",
         section=INSTANCE,
+        restart=True,
     ),
     "gpus": Key(
         "`nvml` or list of mappings",
@@ -365,6 +382,7 @@ ROOT: dict[str, Key] = {
         "nvml",
         "Where the GPUs' memory is read. A list is for hosts without NVML, and is taken as it is.",
         section=GPU,
+        restart=True,
     ),
     "models": Key(
         "mapping by model name",

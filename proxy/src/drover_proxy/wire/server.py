@@ -17,7 +17,7 @@ from drover_proxy.wire.exchange import Exchange
 from drover_proxy.wire.fields import Fields
 from drover_proxy.wire.forwarding import Forwarding
 from drover_proxy.wire.hangups import HangUps
-from drover_proxy.wire.head import BadRequest
+from drover_proxy.wire.head import BadRequest, Memo
 from drover_proxy.wire.limits import Limits
 from drover_proxy.wire.pool import Pool
 
@@ -93,6 +93,15 @@ class Server:
 
     def _connection(self) -> Any:  # an asyncio.Protocol by its methods: see Link
         return ClientConnection(self)
+
+    def change(self, limits: Limits, forwarding: Forwarding) -> None:
+        """Put others in force, from the next request of each connection on."""
+        self.limits = limits
+        self.forwarding, self.via_line = forwarding, forwarding.via_line
+        for connection in self.connections:
+            connection.limits = limits
+            connection.trusted = forwarding.trusts(connection.peer)
+            connection.parser.memo = Memo()  # the heads in it were made for the forwarding before
 
     def stop_accepting(self) -> None:
         """Close the listeners; connections go on, but are closed after the answer under way."""
