@@ -15,6 +15,7 @@ import pytest
 
 from tests.proxy.authority import Authority, context_of
 from tests.proxy.rig import GIB, KEYS, MIDDLE, OTHER, SMALL
+from tests.proxy.signer import Signer
 from tests.proxy.systemd import Systemd, Traffic
 from tests.support import eventually
 
@@ -162,6 +163,37 @@ def test_an_old_process_finishes_loads_for_those_who_wait(make_systemd):
 
 def _log(rig):
     return [json.loads(line) for line in rig.log.read_text().splitlines() if line.startswith("{")]
+
+
+def test_a_signature_is_used_once_over_a_restart(make_systemd):
+    """What either process took, the other refuses from another address; what is new, both take."""
+    systemd = make_systemd()
+    rig, signer = systemd.rig, Signer()
+    rig.write_keys(ann={"name": "ann", "ssh": signer.line})
+    eventually(lambda: rig.lines("keys_reloaded"))
+    stamp = int(time.time())
+
+    def ask(client, path):
+        headers = {"authorization": signer.authorization("GET", path, stamp)}
+        return client.get(f"{path}?ts={stamp}", headers=headers).status_code
+
+    with rig.http(None, transport=_elsewhere(9)) as kept, rig.http(None) as before:
+        assert ask(before, "/api/tags") == 200
+        assert kept.get("/api/tags", headers={"x-api-key": KEYS["use"]}).status_code == 200
+        systemd.restart()
+        eventually(lambda: rig.lines("handed_over"))
+        with rig.http(None) as new, rig.http(None, transport=_elsewhere(8)) as thief:
+            assert ask(new, "/api/ps") == 200
+            assert ask(thief, "/api/tags") == 401
+            assert ask(kept, "/api/ps") == 401, "the old process, on a connection from before"
+            assert ask(thief, "/api/version") == 200, "not used yet"
+    assert {line["why"] for line in rig.lines("rejected")} == {"signature_replayed"}
+    assert not rig.lines("signatures_not_kept")
+
+
+def _elsewhere(number):
+    """Come from an address of its own."""
+    return httpx.HTTPTransport(local_address=f"127.0.9.{number}")
 
 
 def test_old_processes_end_when_told_again_or_when_their_time_is_over(make_systemd):

@@ -8,7 +8,8 @@ import base64
 import pytest
 from drover_proxy.guard.door import Door, Refusal
 from drover_proxy.guard.keys import ANYBODY, Caller, KeyRing, hash_of
-from drover_proxy.guard.signature import REMEMBERED, REPEAT_SECONDS, read_signed, stamp_of
+from drover_proxy.guard.replay import REMEMBERED, REPEAT_SECONDS, SPAN_SECONDS
+from drover_proxy.guard.signature import read_signed, stamp_of
 from drover_proxy.guard.sshkey import from_wire, read_line
 from drover_proxy.guard.throttle import (
     ADDRESSES,
@@ -117,13 +118,13 @@ def test_an_open_door():
 
 
 def test_other_keys_are_in_force_at_once(door):
-    """After a change of the ring, whoever isn't in it is nobody, and what it signed is forgotten."""
+    """After a change of the ring, whoever isn't in it is nobody; back in it, nothing signed is good again."""
     assert door.enter(signed()).name == "ssh"
-    assert len(door.signatures) == 1
+    ring = door.ring
     door.change(KeyRing(()))
-
     assert door.enter(signed()) == Refusal("key_unknown")
-    assert len(door.signatures) == 0
+    door.change(ring)
+    assert door.enter(signed(client="10.0.0.2")).reason == "signature_replayed"
 
 
 def test_any_other_signature_is_wrong(door):
@@ -165,7 +166,10 @@ def test_a_replay_is_refused_as_long_as_its_time_is_good(door):
     door.monotonic, door.clock = lambda: 1121.0, lambda: NOW + 121.0
     assert door.enter(early).reason == "signature_clock"
     assert door.enter(signed(stamp=int(NOW) + 121)).name == "ssh"
-    assert len(door.signatures) == 1
+    far = NOW + 121.0 + SPAN_SECONDS
+    door.clock = lambda: far
+    assert door.enter(signed(stamp=int(far) + 60)).name == "ssh"
+    assert len(door.signatures.replays) == 2
 
 
 def test_the_memory_of_signatures_is_bounded(door):
@@ -174,7 +178,7 @@ def test_the_memory_of_signatures_is_bounded(door):
         assert door.enter(signed(f"/x/{number}")).name == "ssh"
     assert door.enter(signed("/one/more")).reason == "signature_too_many"
     assert door.enter(Request(authorization=b"Bearer drv_good")).name == "key"
-    assert len(door.signatures) == REMEMBERED
+    assert len(door.signatures.replays) == REMEMBERED
     door.monotonic, door.clock = lambda: 1200.0, lambda: NOW + 200
     assert door.enter(signed("/one/more", stamp=int(NOW) + 200)).name == "ssh"
 

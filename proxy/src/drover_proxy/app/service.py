@@ -24,6 +24,7 @@ from drover_proxy.app.parts import Parts
 from drover_proxy.app.recall import Recall
 from drover_proxy.app.reloading import Reloader
 from drover_proxy.app.runtime import Runtime
+from drover_proxy.app.siblings import folder
 from drover_proxy.build import BUILD
 from drover_proxy.config import ConfigError, ProxyConfig, load
 from drover_proxy.core.events import DrainRequested
@@ -70,8 +71,14 @@ class Service:
         self._admin = Server(Admin(self._parts, self._page), Limits())
         self._parts.servers += [self._public, self._admin]
         self._reloader = Reloader(path, self._parts, self._public, keys)
+        if (shared := folder()) is not None:
+            door.signatures.replays.keep_in(shared, self._replays_unkept)
         self._handover = Handover(self._log, runtime, self._public, self._admin)
         self._chores: list[asyncio.Task[None]] = []
+
+    def _replays_unkept(self, error: OSError) -> None:
+        message = "a restart forgets which signed requests came already, and could take one a second time"
+        self._log.error("signatures_not_kept", message=message, error=str(error))
 
     def _page(self) -> bytes:
         """Make Prometheus' text; what that takes is imported with the first scrape."""

@@ -61,7 +61,6 @@ class Door:
     def change(self, ring: KeyRing | None) -> None:
         """Put other keys in force, from the next request on."""
         self.ring = ring
-        self.signatures.keep(frozenset(ring.by_signer) if ring else frozenset())
 
     def enter(self, ex: Asking) -> Caller | Refusal:
         """Say who asks, or that nobody does whom we know."""

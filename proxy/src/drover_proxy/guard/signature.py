@@ -13,15 +13,11 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections import OrderedDict
 from typing import NamedTuple
 
+from drover_proxy.guard.replay import Replays
 from drover_proxy.guard.sshkey import from_wire
 
-REPEAT_SECONDS = 3.0
-"""The second that the command's stamp lasts, and two for the way here."""
-REMEMBERED = 4096
-"""Signed requests remembered for each key: 34 different paths in every second of two windows."""
 SIGNATURE_BYTES = 64
 STAMP_DIGITS = 12
 
@@ -68,28 +64,13 @@ def verifies(signer: bytes, message: bytes, signature: bytes) -> bool:
     return True
 
 
-class Seen(NamedTuple):
-    """When and from where a signed request came first."""
-
-    at: float
-    client: str
-
-
 class Signatures:
-    """Judges signed requests, and remembers them as long as they could come again."""
+    """Judges signed requests."""
 
     def __init__(self, window_seconds: float) -> None:
         self.window_seconds = window_seconds
         """How far the client's clock may be from ours, either way."""
-        self._seen: dict[bytes, OrderedDict[bytes, Seen]] = {}
-
-    def __len__(self) -> int:
-        """Return how many are remembered."""
-        return sum(map(len, self._seen.values()))
-
-    def keep(self, signers: frozenset[bytes]) -> None:
-        """Forget the signed requests of keys that aren't in the file any more."""
-        self._seen = {signer: seen for signer, seen in self._seen.items() if signer in signers}
+        self.replays = Replays()
 
     def fault(
         self,
@@ -118,18 +99,5 @@ class Signatures:
         message = b"%b,%b?%b" % (method, path, query)
         if not verifies(signed.signer, message, signed.signature):
             return "signature_wrong"
-        return self._repeated(signed.signer, message, client, now)
-
-    def _repeated(self, signer: bytes, message: bytes, client: str, now: float) -> str:
-        # Told apart by what was signed, not by the signature: whoever holds the key could make many of one.
-        seen = self._seen.setdefault(signer, OrderedDict())
-        while seen and next(iter(seen.values())).at < now - 2 * self.window_seconds:
-            seen.popitem(last=False)
-        before = seen.get(message)
-        if before is not None:
-            alike = before.client == client and now - before.at <= REPEAT_SECONDS
-            return "" if alike else "signature_replayed"
-        if len(seen) >= REMEMBERED:
-            return "signature_too_many"
-        seen[message] = Seen(now, client)
-        return ""
+        oldest = wall - self.window_seconds
+        return self.replays.fault(signed.signer, message, stamp, client, now=now, oldest=oldest)
