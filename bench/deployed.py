@@ -95,5 +95,5 @@ def _config(root: Path, upstream: int, port: int, admin: int) -> dict[str, objec
         "instances": instances,
         "queue": {"max_waiting": 6000},
         "log": {"access": True, "level": "info"},
-        "drain_seconds": 1,
+        "drain_seconds": 0,  # nobody comes after it
     }

@@ -218,7 +218,7 @@ REST_COLUMNS: tuple[Column, ...] = (
     ("CPU ms/s", _cell("idle_ms_per_second", 1)),
 )
 KINDS = {
-    "requests": ("{} connection(s), a chat of about 223 bytes, a JSON answer of about 300", REQUEST_COLUMNS),
+    "requests": ("{} connection(s), a chat of about 250 bytes, a JSON answer of about 300", REQUEST_COLUMNS),
     "streams": ("{} streams of 100 chunks, 20 ms apart", STREAM_COLUMNS),
     "ndjson": ("{} streams of 100 lines, 20 ms apart (Ollama's own dialect)", STREAM_COLUMNS),
     "held": ("{} slow streams, all open at once", STREAM_COLUMNS),

@@ -15,6 +15,8 @@ NATIVE_PATH = "/api/chat"
 """Ollama's own: its streams are lines of JSON."""
 VARIANTS = 8
 """Requests and answers come in this many lengths, so that no head is always the same."""
+NUMBER = "@@@@@@@@"
+"""bench/native/load.c writes another number here each time: no two bodies are the same."""
 
 HEADERS = {
     "Accept-Encoding": "gzip, deflate",
@@ -57,7 +59,7 @@ def compact(value: object) -> bytes:
 
 
 def chat(text: str | list[dict[str, object]], *, stream: bool = False) -> dict[str, object]:
-    """Return the body of a chat; the small ones are of 223 bytes and about as many."""
+    """Return the body of a chat; the small ones are of about 250 bytes."""
     messages: list[dict[str, object]] = [
         {"role": "system", "content": "You are a helpful assistant."},
         {"role": "user", "content": text},
@@ -87,7 +89,7 @@ def _native_chat(text: str) -> dict[str, object]:
 
 
 def _questions() -> Iterable[str]:
-    question = "Why is the sky blue, and why is it red in the evening? "
+    question = f"Question {NUMBER}: why is the sky blue, and red in the evening? "
     return (question + "Be brief. " * n for n in range(VARIANTS))
 
 

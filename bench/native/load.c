@@ -4,6 +4,7 @@
 //   load streams  PORT STREAMS SPREAD_MILLISECONDS RECORDS REQUESTS
 //
 // REQUESTS is a file of whole HTTP requests, "LENGTH\n" and then LENGTH bytes each; connections use them in turns.
+// Where one holds "@@@@@@@@", each that is sent has another number there: no two bodies are the same.
 // "requests" opens its connections, sends one request on each to warm up and says "ready". From the line that it
 // then reads, each connection asks, waits for the whole answer, pauses, and asks again, until the time is over.
 // "streams" says "ready" at once; after the line, it opens its streams evenly over the spread and waits for all. They
@@ -23,7 +24,7 @@
 #include "answer.h"
 #include "common.h"
 
-enum { EVENTS = 512, TEXTS = 64, READ = 1 << 18 };
+enum { EVENTS = 512, TEXTS = 64, READ = 1 << 18, NUMBER = 8 };
 static const long long MILLI = 1000000, PATIENCE = 60000000000LL;
 
 struct client {
@@ -35,7 +36,7 @@ struct client {
   struct answer answer;
 };
 
-static struct { char *data; size_t length; } texts[TEXTS];
+static struct { char *data, *number; size_t length; } texts[TEXTS];
 static struct client *clients;
 static int text_count, poll_fd, port, count;
 static long long broken, whole, delivered;
@@ -49,7 +50,9 @@ static void read_texts(const char *path) {
     fgetc(file);
     size_t n = texts[text_count].length;
     texts[text_count].data = malloc(n);
-    if (fread(texts[text_count++].data, 1, n, file) != n) fail("requests");
+    if (fread(texts[text_count].data, 1, n, file) != n) fail("requests");
+    texts[text_count].number = memmem(texts[text_count].data, n, "@@@@@@@@", NUMBER);
+    text_count++;
   }
   fclose(file);
 }
@@ -96,8 +99,16 @@ static void push(struct client *c) {
   watch(c, c->blocked ? EPOLLIN | EPOLLOUT : EPOLLIN, EPOLL_CTL_MOD);
 }
 
+// Write another number into a request. One of which a part is still to be sent may change once more: as good.
+static void renumber(char *number) {
+  static unsigned asked;
+  unsigned left = ++asked;
+  for (int i = NUMBER - 1; i >= 0; i--, left /= 10) number[i] = '0' + left % 10;
+}
+
 static void ask(struct client *c) {
   int which = c->turn++ % text_count;
+  if (texts[which].number) renumber(texts[which].number);
   answer_begin(&c->answer);
   c->text = texts[which].data;
   c->left = texts[which].length;

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import socket
+import threading
 
 import httptools
 import pytest
@@ -104,6 +105,33 @@ def test_streams_are_held_and_measured(rig, native):
     assert row["chunks_per_second"] * row["seconds"] == pytest.approx(30 * 6)
     assert row["seconds"] >= 0.1
     assert 10 < row["gap_p50_ms"] < 60
+
+
+def test_no_two_bodies_are_the_same(tools, tmp_path):
+    """Nobody gets anything out of remembering a body; its length stays what the head says."""
+    heard = []
+    bench = measure.prepare(tools, tmp_path, min(os.sched_getaffinity(0)), chunks=1, gap_seconds=0.01)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(10)
+
+        def answer():
+            connection, _ = server.accept()
+            with connection:
+                while raw := connection.recv(65536):
+                    heard.append(Heard(raw))
+                    connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        load = measure.Load(bench, "requests", server.getsockname()[1], 1, 100, 0, bench.small)
+        load.go()
+        found = load.result()
+        load.close()
+        thread.join(10)
+
+    assert len(heard) == found["whole"] + 1 > 2 * traffic.VARIANTS
+    assert all(one.whole for one in heard)
+    assert len({one.body for one in heard}) == len(heard)
 
 
 def test_a_large_body_is_taken_and_answered(rig):
