@@ -29,7 +29,7 @@ def make_systemd(make_rig):
         config, tls = options.pop("config", {}), options.pop("tls", None)
         options["knobs"] = {"answer_tokens": 5000} | options.get("knobs", {})
         rig = make_rig(**options)
-        rig.write_config(drain_seconds=20, **config)
+        rig.write_config(**{"drain_seconds": 20} | config)
         for index in range(len(rig.gpu_bytes)):
             rig.start_instance(index)
         made.append(Systemd(rig, tls))
@@ -254,7 +254,7 @@ def test_what_takes_too_long_is_cut(make_systemd):
 
 def test_a_stop_lets_streams_finish_and_closes_the_door(make_systemd):
     """`systemctl stop`: the main process goes at once, the stream ends whole, the server ends by itself."""
-    systemd = make_systemd(knobs={"tokens_per_second": 100})
+    systemd = make_systemd(knobs={"tokens_per_second": 100}, config={"drain_seconds": 6})
     systemd.rig.ollama().generate(SMALL)
     thread, lines = generate(systemd, SMALL, 300)
     eventually(lambda: systemd.rig.core()["in_flight"] == 1)
@@ -263,6 +263,7 @@ def test_a_stop_lets_streams_finish_and_closes_the_door(make_systemd):
 
     assert len(lines) == 301
     eventually(lambda: not systemd.servers(), timeout=20)
+    assert [line["cut"] for line in systemd.rig.lines("stopped")] == [0]
 
 
 def test_a_reload_cuts_nothing(make_systemd):
