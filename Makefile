@@ -28,7 +28,7 @@ test-unit: venv  ## unit tests: under a minute, no root
 
 test-contract: venv  ## an Ollama (simulated, or OLLAMA_BIN=...) against its contract; the proxy with real clients
 	@scripts/packages.sh
-	$(PYTEST) tests/contract tests/proxy
+	$(PYTEST) $(if $(OLLAMA_URL),,-n 2 --dist worksteal) tests/contract tests/proxy
 
 test-compiled: venv  ## the proxy with its hot modules compiled: the wire's tests, and the proxy's with real clients
 	@scripts/packages.sh

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -49,6 +50,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 _DROPPED = pytest.StashKey[list[str]]()
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Where tests run on several cores: let the process that reports know what was left out."""
+    if output := getattr(session.config, "workeroutput", None):
+        output["dropped"] = session.config.stash.get(_DROPPED, [])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Hear it; each has collected the same."""
+    node.config.stash[_DROPPED] = getattr(node, "workeroutput", {}).get("dropped", [])
 
 
 def pytest_report_header(config: pytest.Config) -> str:

@@ -16,7 +16,7 @@ import pytest
 from tests.proxy.authority import Authority, context_of
 from tests.proxy.rig import GIB, KEYS, MIDDLE, OTHER, SMALL
 from tests.proxy.signer import Signer
-from tests.proxy.systemd import Systemd, Traffic
+from tests.proxy.systemd import Systemd, Traffic, alive
 from tests.support import eventually
 
 
@@ -293,7 +293,7 @@ def test_server_and_supervisor_live_and_die_together(make_systemd):
     server = _server_of(systemd.main.pid)
     systemd.main.kill()
     systemd.main.wait(10)
-    eventually(lambda: not _alive(server))
+    eventually(lambda: not alive(server))
 
     systemd.start()
     systemd.wait_ready()
@@ -305,10 +305,3 @@ def _server_of(pid):
     """Return the only child of a process."""
     (child,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     return int(child)
-
-
-def _alive(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
