@@ -18,8 +18,8 @@ from drover_proxy.guard.throttle import (
     WAITING,
     WAITING_PER_ADDRESS,
     Throttle,
-    network_of,
 )
+from drover_proxy.wire.forwarding import network_of
 from hypothesis import given
 from hypothesis import strategies as st
 

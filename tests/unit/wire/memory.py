@@ -15,8 +15,9 @@ from drover_proxy.wire.client import ClientConnection
 class FakeTransport(asyncio.Transport):
     """Takes what is written and remembers how it was ended."""
 
-    def __init__(self) -> None:
+    def __init__(self, peer: str = "192.0.2.1") -> None:
         super().__init__()
+        self.peer = peer
         self.written = b""
         self.closed = False
         self.half_closed = False
@@ -54,7 +55,7 @@ class FakeTransport(asyncio.Transport):
 
     def get_extra_info(self, name: str, default: object = None) -> object:
         """Have a peer."""
-        return ("192.0.2.1", 1) if name == "peername" else default
+        return (self.peer, 1) if name == "peername" else default
 
     @property
     def ended(self) -> bool:

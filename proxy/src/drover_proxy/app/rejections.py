@@ -11,7 +11,7 @@ from collections import Counter
 from typing import Any
 
 from drover_proxy.drivers.log import Log
-from drover_proxy.guard.throttle import network_of
+from drover_proxy.wire.forwarding import network_of
 
 WINDOW_SECONDS = 60.0
 LINES_PER_ADDRESS = 5

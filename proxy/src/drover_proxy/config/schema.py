@@ -260,7 +260,7 @@ LIMITS = {
         "number",
         number("a whole number", 1, 1_000_000, whole=True),
         None,
-        "Client connections at once from one address.",
+        "Client connections at once from one address, of IPv6 from one /64.",
         shown_default="no limit",
     ),
 }

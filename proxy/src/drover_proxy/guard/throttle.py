@@ -7,9 +7,10 @@ share one; keys can't be guessed anyway, and this keeps the attempt quiet and ch
 
 from __future__ import annotations
 
-import ipaddress
 from collections import Counter, OrderedDict
 from dataclasses import dataclass
+
+from drover_proxy.wire.forwarding import network_of
 
 FREE_TRIES = 5
 """Wrong tries a minute and address that are answered at once."""
@@ -23,27 +24,12 @@ WAITING = 512
 WAITING_PER_ADDRESS = 16
 MOST_TRIES = FREE_TRIES + 7.0
 """The bucket holds no more, so that who stops is at the free tries again within a minute and a half."""
-IPV6_NETWORK_BITS = 64
-"""What one customer of a provider has: addresses within it cost nothing."""
 
 
 @dataclass(slots=True)
 class _Bucket:
     level: float
     at: float
-
-
-def network_of(client: str) -> str:
-    """Return by what an address is counted: IPv4 itself, of IPv6 its network."""
-    if ":" not in client:
-        return client
-    try:
-        address = ipaddress.IPv6Address(client.partition("%")[0])
-    except ValueError:
-        return client
-    if address.ipv4_mapped is not None:
-        return str(address.ipv4_mapped)
-    return str(ipaddress.IPv6Network((int(address), IPV6_NETWORK_BITS), strict=False))
 
 
 class Throttle:

@@ -10,7 +10,7 @@ upstream.py   a connection to an upstream, its framing     pool.py       an upst
 relay.py      one forwarded request                        headers.py    what goes through and what doesn't
 forwarding.py X-Forwarded-*, Via, trusted proxies          hangups.py    who leaves while not being read
 answers.py    answers that the proxy makes itself          parting.py    when an upstream has stopped
-certificate.py what a client's certificate calls it
+certificate.py what a client's certificate calls it       handshake.py  connections before TLS is agreed
 """
 
 from __future__ import annotations

@@ -26,6 +26,9 @@ FORWARDED = frozenset(
 KEPT_HOPS = 16
 """Addresses of an X-Forwarded-For that are looked at, and passed on; nobody has that many proxies."""
 
+IPV6_NETWORK_BITS = 64
+"""What one customer of a provider has: addresses within it cost nothing."""
+
 
 class Mode(enum.Enum):
     """What upstreams are told of a request's client."""
@@ -103,6 +106,19 @@ class Forwarding:
 def network(text: str) -> Network:
     """Read an address or a network; ValueError for anything else."""
     return ipaddress.ip_network(text, strict=True)
+
+
+def network_of(client: str) -> str:
+    """Return by what an address is counted: IPv4 itself, of IPv6 its network."""
+    if ":" not in client:
+        return client
+    try:
+        address = ipaddress.IPv6Address(client.partition("%")[0])
+    except ValueError:
+        return client
+    if address.ipv4_mapped is not None:
+        return str(address.ipv4_mapped)
+    return str(ipaddress.IPv6Network((int(address), IPV6_NETWORK_BITS), strict=False))
 
 
 def _hops(fields: Fields) -> list[str]:

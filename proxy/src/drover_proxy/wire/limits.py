@@ -115,8 +115,10 @@ class Limits:
     stall_timeout: float | None = 300.0
     """Longest silence in an answer that has begun, also of a client that doesn't read."""
     max_connections: int = 20_000
-    """Client connections in all; beyond: 503 and closed. Keep it below the limit of file descriptors."""
+    """Client connections in all, those that shake hands for TLS too; beyond: 503 and closed, or closed before
+    the handshake. Keep it below the limit of file descriptors."""
     max_connections_per_client: int | None = None
-    """Client connections from one address. Off: a gateway in front is one address for everybody."""
+    """Client connections from one address, of IPv6 from one network of /64. Off: a gateway in front is one
+    address for everybody."""
     sweep_seconds: float = 1.0
     """How often times are looked at."""

@@ -6,7 +6,7 @@ import asyncio
 import enum
 import socket
 import struct
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from drover_proxy.wire.certificate import identities
 from drover_proxy.wire.limits import LINGER_SECONDS, WRITE_HIGH_BYTES
@@ -29,6 +29,11 @@ class Phase(enum.IntEnum):
     """The request is whole, its answer under way. What comes is the next request; who goes is the client."""
     CLOSING = 3
     """Nothing: what comes is thrown away, what was written goes out, then the connection is closed."""
+
+
+def peer_of(name: Any) -> str:
+    """Give the address in the name of a socket's other end, "unix" for a Unix socket's."""
+    return str(name[0]) if isinstance(name, tuple) else "unix"
 
 
 class Link:
@@ -75,8 +80,7 @@ class Link:
         """Begin."""
         self.transport = transport  # type: ignore[assignment] # a stream's: asyncio can't say so
         self.transport.set_write_buffer_limits(WRITE_HIGH_BYTES, 0)
-        name = transport.get_extra_info("peername")
-        self.peer = name[0] if isinstance(name, tuple) else "unix"
+        self.peer = peer_of(transport.get_extra_info("peername"))
         self.trusted = self.server.forwarding.trusts(self.peer)
         self.tls = transport.get_extra_info("sslcontext") is not None
         if (tls := transport.get_extra_info("ssl_object")) is not None:

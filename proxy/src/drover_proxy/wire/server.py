@@ -15,7 +15,8 @@ from drover_proxy.wire.client import ClientConnection
 from drover_proxy.wire.contract import Handler, Kind, Stranger
 from drover_proxy.wire.exchange import Exchange
 from drover_proxy.wire.fields import Fields
-from drover_proxy.wire.forwarding import Forwarding
+from drover_proxy.wire.forwarding import Forwarding, network_of
+from drover_proxy.wire.handshake import Handshakes
 from drover_proxy.wire.hangups import HangUps
 from drover_proxy.wire.head import BadRequest, Memo
 from drover_proxy.wire.limits import Limits
@@ -49,7 +50,10 @@ class Server:
         self.now = time.monotonic()
         """The clock as of the last sweep: good enough for limits, and free."""
         self._by_peer: Counter[str] = Counter()
-        self._listeners: list[asyncio.AbstractServer] = []
+        self._shaking: Counter[str] = Counter()
+        self._shaking_total = 0
+        self._listeners: list[asyncio.AbstractServer | Handshakes] = []
+        self._handshakes: list[Handshakes] = []
         self._pools: set[Pool] = set()
         self._sweeper: asyncio.TimerHandle | None = None
         self._empty = asyncio.Event()
@@ -65,33 +69,36 @@ class Server:
         Args:
             where: "host:port" ("[::]:8080" for IPv6, port 0 for any), "unix:/path", or a socket that listens
                 already (inherited by socket activation).
-            tls: Speak TLS on these.
+            tls: Speak TLS on these, which are TCP's.
         """
         loop = asyncio.get_running_loop()
         if self._sweeper is None:
             self._sweep()
-        options: dict[str, Any] = {"ssl": tls, "backlog": BACKLOG}
-        if tls:
-            options["ssl_handshake_timeout"] = self.limits.head_timeout  # no other limit counts before it
+        make, backlog = self.connection, BACKLOG
         bound: list[str] = []
         for place in where:
-            if isinstance(place, str) and not place.startswith("unix:"):
+            listener: asyncio.AbstractServer | Handshakes
+            if tls is not None:
+                listener = Handshakes(self, _listening(place), tls)
+                self._handshakes.append(listener)
+            elif isinstance(place, str) and not place.startswith("unix:"):
                 host, _, port = place.rpartition(":")
                 listener = await loop.create_server(
-                    self._connection, host.strip("[]") or None, int(port), **options
+                    make, host.strip("[]") or None, int(port), backlog=backlog
                 )
             elif isinstance(place, str):
                 path = place.removeprefix("unix:")
-                listener = await loop.create_unix_server(self._connection, path, **options)
+                listener = await loop.create_unix_server(make, path, backlog=backlog)
             elif place.family == socket.AF_UNIX:
-                listener = await loop.create_unix_server(self._connection, sock=place, **options)
+                listener = await loop.create_unix_server(make, sock=place, backlog=backlog)
             else:
-                listener = await loop.create_server(self._connection, sock=place, **options)
+                listener = await loop.create_server(make, sock=place, backlog=backlog)
             self._listeners.append(listener)
             bound += [_name(sock) for sock in listener.sockets]
         return bound
 
-    def _connection(self) -> Any:  # an asyncio.Protocol by its methods: see Link
+    def connection(self) -> Any:  # an asyncio.Protocol by its methods: see Link
+        """Make the protocol of a new connection."""
         return ClientConnection(self)
 
     def change(self, limits: Limits, forwarding: Forwarding) -> None:
@@ -124,6 +131,8 @@ class Server:
         self.stop_accepting()
         if linger:
             await asyncio.sleep(linger)
+        for handshakes in self._handshakes:
+            handshakes.cut()
         for connection in list(self.connections):
             connection.close_if_idle()
         await self._wait_empty(max(0.0, timeout - linger))
@@ -157,19 +166,48 @@ class Server:
         limits = self.limits
         self.connections.add(connection)
         self.accepted += 1
-        self._by_peer[connection.peer] += 1
+        network = network_of(connection.peer)
+        self._by_peer[network] += 1
         if len(self.connections) > limits.max_connections:
             refusal = f"more than {limits.max_connections} connections"
         elif (
             limits.max_connections_per_client is not None
             and not connection.trusted  # its connections are many clients'
-            and self._by_peer[connection.peer] > limits.max_connections_per_client
+            and self._by_peer[network] > limits.max_connections_per_client
         ):
             refusal = f"more than {limits.max_connections_per_client} connections from {connection.peer}"
         else:
             return None
         self.refusals["too_many_connections"] += 1
         return refusal
+
+    def begin_handshake(self, peer: str) -> bool:
+        """Count a connection that is to agree on TLS; False: it may not stay, and can't be told why."""
+        limits, network = self.limits, network_of(peer)
+        refusal = ""
+        if len(self.connections) + self._shaking_total >= limits.max_connections:
+            refusal = f"more than {limits.max_connections} connections"
+        elif (
+            limits.max_connections_per_client is not None
+            and not self.forwarding.trusts(peer)
+            and self._by_peer[network] + self._shaking[network] >= limits.max_connections_per_client
+        ):
+            refusal = f"more than {limits.max_connections_per_client} connections from {peer}"
+        if not refusal:
+            self._shaking[network] += 1
+            self._shaking_total += 1
+            return True
+        self.refusals["too_many_connections"] += 1
+        self.error_parts(Stranger(peer, b""), 503, "too_many_connections", refusal)
+        return False
+
+    def end_handshake(self, peer: str) -> None:
+        """Count one off that has become a client, or never will."""
+        network = network_of(peer)
+        self._shaking_total -= 1
+        self._shaking[network] -= 1
+        if not self._shaking[network]:
+            del self._shaking[network]
 
     @property
     def hangups(self) -> HangUps:
@@ -199,10 +237,10 @@ class Server:
     def release(self, connection: ClientConnection) -> None:
         """Count a connection off."""
         self.connections.discard(connection)
-        peer = connection.peer
-        self._by_peer[peer] -= 1
-        if not self._by_peer[peer]:
-            del self._by_peer[peer]
+        network = network_of(connection.peer)
+        self._by_peer[network] -= 1
+        if not self._by_peer[network]:
+            del self._by_peer[network]
         if not self.connections:
             self._empty.set()
 
@@ -232,6 +270,16 @@ class Server:
                 pool.watched = False
         loop = asyncio.get_running_loop()
         self._sweeper = loop.call_later(self.limits.sweep_seconds, self._sweep)
+
+
+def _listening(place: str | socket.socket) -> socket.socket:
+    """Give a socket that listens there."""
+    if isinstance(place, socket.socket):
+        place.listen(BACKLOG)
+        return place
+    host, _, port = place.rpartition(":")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host.strip("[]"), int(port)), family=family, backlog=BACKLOG)
 
 
 def _name(sock: socket.socket) -> str:
