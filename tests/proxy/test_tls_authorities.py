@@ -96,6 +96,8 @@ def test_a_removed_authority_lets_nobody_in(gate, version):
     with gate.ask(other, session) as again:
         assert again.session_reused is False
     assert not gate.rig.lines("reloaded")
+    page = gate.rig.admin("/metrics").text
+    assert 'drover_tls_handshakes_failed_total{reason="certificate_verify_failed"} ' in page
 
 
 def test_authorities_at_a_signal(gate, tmp_path):

@@ -171,6 +171,7 @@ def test_plain_http_at_a_tls_door(make_rig, tmp_path):
     with socket.create_connection(("127.0.0.1", rig.port), timeout=10) as client:
         client.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
         assert not client.recv(1000).startswith(b"HTTP/")
+    assert 'drover_tls_handshakes_failed_total{reason="http_request"} 1.0' in rig.admin("/metrics").text
     context = ssl.create_default_context(cafile=str(authority.file))
     with (
         socket.create_connection(("127.0.0.1", rig.port), timeout=10) as plain,

@@ -84,6 +84,8 @@ class Exposition(Collector):
         errors = {(code,): count for code, count in m.errors.items()}
         yield _counter("drover_errors", "Errors answered by the proxy itself.", ["code"], errors)
         yield _counter("drover_outcomes", "How exchanges ended.", ["dialect", "kind"], outcomes)
+        failures = {(reason,): count for reason, count in m.tls_failures.items()}
+        yield _counter("drover_tls_handshakes_failed", "By OpenSSL's reason.", ["reason"], failures)
         alerts = {(code,): count for code, count in m.alerts.items()}
         yield _counter("drover_alerts", "What an operator should know of.", ["code"], alerts)
         yield _counter("drover_loads", "Loads of models.", ["instance", "outcome"], m.loads)

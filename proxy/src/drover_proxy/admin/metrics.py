@@ -75,6 +75,8 @@ class Metrics:
         self.reload_ok = True
         self.keys_ok = True
         """The keys file as it was last read is in force."""
+        self.tls_failures: Counter[str] = Counter()
+        """Handshakes, by OpenSSL's reason."""
         self.tls_ok = True
         """As keys_ok, for the files that `tls` names."""
         self.reloaded_at = time.time()

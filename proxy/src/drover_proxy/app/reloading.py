@@ -32,9 +32,12 @@ class Reloader:
         self._log = parts.log
         self._public = public
         self._keys = keys
-        self._tls = TlsFiles(parts.config.tls) if parts.config.tls else None
+        self._tls = self._tls_files(parts.config)
         self.door_context: Current | None = None
         """For the listeners; None where they speak no TLS."""
+
+    def _tls_files(self, config: ProxyConfig) -> TlsFiles | None:
+        return TlsFiles(config.tls, self._parts.metrics.tls_failures) if config.tls else None
 
     def begin(self) -> None:
         """Read the certificates for the first time; ConfigError when they can't be used."""
@@ -55,9 +58,7 @@ class Reloader:
             name = config.auth.keys_file
             keys = self._keys if name == parts.config.auth.keys_file else KeysFile(name) if name else None
             ring = keys.load() if keys else None
-            tls = (
-                self._tls if config.tls == parts.config.tls else TlsFiles(config.tls) if config.tls else None
-            )
+            tls = self._tls if config.tls == parts.config.tls else self._tls_files(config)
             context = tls.load() if tls else None
         except ConfigError as error:
             parts.metrics.reload_ok = False

@@ -8,6 +8,7 @@ before is resumed: a client's certificate is checked against the new authorities
 from __future__ import annotations
 
 import ssl
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +32,31 @@ class Current(ssl.SSLContext):
         return self.in_force.wrap_bio(*arguments, **options)
 
 
+def counting(failures: Counter[str]) -> type[ssl.SSLObject]:
+    """Make a class of connections that count handshakes that fail: event loops tell nobody of them."""
+
+    class Counting(ssl.SSLObject):
+        def do_handshake(self) -> None:
+            try:
+                super().do_handshake()
+            except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                raise
+            except ssl.SSLError as error:
+                failures[str(error.reason or "unknown").lower()] += 1
+                raise
+
+    return Counting
+
+
 class TlsFiles(Followed[ssl.SSLContext]):
     """The files that `tls` names."""
 
     settles = True  # a certificate and its key are two files
 
-    def __init__(self, config: TlsConfig) -> None:
+    def __init__(self, config: TlsConfig, failures: Counter[str]) -> None:
         super().__init__()
         self.config = config
+        self._connection = counting(failures)
 
     def paths(self) -> tuple[Path, ...]:
         """Say where they are."""
@@ -49,6 +67,7 @@ class TlsFiles(Followed[ssl.SSLContext]):
         """Make a context of them; ConfigError names the one that can't be used."""
         config = self.config
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.sslobject_class = self._connection
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.set_alpn_protocols(["http/1.1"])
         key = "tls.cert, tls.key"
