@@ -129,6 +129,25 @@ def test_the_last_line_speaks_for_itself(line):
     assert not fed(Shape.DONE, line).whole(200)
 
 
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        (
+            "model runner has unexpectedly stopped, check the logs",
+            "model runner has unexpectedly stopped, check the logs",
+        ),
+        ('error parsing tool call: raw=\'{"x": "my secret"}\', err=bad', "error parsing tool call: raw="),
+        ('my "secret"', "my"),
+        ("{my secret", "an error"),
+        ("", "an error"),
+        ("x" * 5000, "an error that is too long to be shown"),
+    ],
+)
+def test_what_an_error_quotes_is_not_told(said: str, told: str):
+    """It may be what a model wrote, and that may quote its prompt: the log has Ollama's own words alone."""
+    assert fed(Shape.DONE, json.dumps({"error": said}).encode() + b"\n").error() == told
+
+
 def test_an_error_in_bytes_that_are_no_text_is_still_an_error():
     """It is named as well as can be."""
     assert fed(Shape.DONE, b'{"error":"\xc4"}\n').error() is not None

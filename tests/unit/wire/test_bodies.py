@@ -10,7 +10,7 @@ import tracemalloc
 import pytest
 from drover_proxy.wire import BodyPlan, Limits, UpstreamFault
 from drover_proxy.wire.body import Intake
-from drover_proxy.wire.limits import CHUNK_BYTES, FREE_CHUNKS
+from drover_proxy.wire.limits import ANSWER_HEAD_BYTES, CHUNK_BYTES, FREE_CHUNKS
 
 from tests.unit.wire.memory import ours
 from tests.unit.wire.rig import FAST, PATIENCE, World, get
@@ -83,6 +83,17 @@ async def test_chunks_of_http10_are_no_answer(world: World):
     upstream = await world.origin.request()
     upstream.send(b"HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n")
     assert (await client.until(b"}")).startswith(b"HTTP/1.1 502 ")
+
+
+@pytest.mark.parametrize("size", [-1, 0, 1])
+async def test_the_head_of_an_answer_has_its_limit(world: World, size: int):
+    """To the byte, and also when it comes at once."""
+    client = await world.client(get())
+    upstream = await world.origin.request()
+    start, end = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nX: ", b"\r\n\r\n"
+    upstream.send(start + b"y" * (ANSWER_HEAD_BYTES + size - len(start + end)) + end)
+    got = await client.until(b"\r\n\r\n")
+    assert got.startswith(b"HTTP/1.1 502 " if size > 0 else b"HTTP/1.1 200 ")
 
 
 async def test_a_handshake_without_end(tmp_path):

@@ -67,6 +67,16 @@ async def test_an_error_names_its_target(name: str):
     assert code in CODES
 
 
+@pytest.mark.parametrize("before", [b"", b"\r\n"])
+async def test_an_error_of_head_has_no_body(world: World, before: bytes):
+    """HEAD is answered by a head, also where nothing else could be read of it."""
+    client = await world.client(before + b"HEAD / HTTP/1.1\r\nHost: a\r\nX: a\0\r\n\r\n")
+    head, _, body = (await client.until_closed()).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 ")
+    assert b"content-length: " in head
+    assert body == b""
+
+
 async def test_too_many_connections_has_no_target():
     """Who is turned away at the door has asked for nothing yet."""
     async with World(Limits(**FAST, max_connections=1)) as world:

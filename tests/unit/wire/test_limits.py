@@ -64,6 +64,20 @@ async def test_silent_connection():
         assert await client.until_closed() == answer()
 
 
+async def test_an_empty_line_is_no_head():
+    """Some clients send one behind a body: it isn't the beginning of a request that never comes."""
+    async with World(Limits(head_timeout=0.1, idle_timeout=0.4, **FAST)) as world:
+        client = await world.client(post() + b"\r\n")
+        (await world.origin.request(end=b"{}")).send(answer())
+        await client.until(b"ok")
+        await asyncio.sleep(0.2)
+        client.send(get(b"/next"))
+        upstream = await world.origin.request(end=b"/next")
+        await upstream.until(b"\r\n\r\n")
+        upstream.send(answer(b"next"))
+        assert (await client.until_closed()) == answer() + answer(b"next")
+
+
 async def test_slow_body():
     """A body that stops coming is a 408; one that comes slowly is not."""
     async with World(Limits(body_timeout=0.15, **FAST)) as world:

@@ -35,6 +35,8 @@ TERMINATOR = {
 NATIVE_ERROR = re.compile(rb'\A\{\s*"error"\s*:')
 EVENT_ERROR = re.compile(rb"\Aevent:\s*(error|response\.failed)\r?\n")
 
+QUOTED = re.compile(r"['\"`{\[<\n]")
+"""Begins what an error's message quotes: a part of the answer, or of the prompt. Neither goes into a log."""
 
 LAST = {Shape.DONE: ("done", b"true"), Shape.STATUS: ("status", b'"success"')}
 """What a native line says that is the last."""
@@ -117,6 +119,7 @@ class StreamWatch:
 
 def _native_error(record: bytes) -> str:
     try:
-        return str(msgspec.json.decode(record)["error"])[:500]
+        message = str(msgspec.json.decode(record)["error"])
     except (msgspec.DecodeError, UnicodeDecodeError, KeyError, TypeError, RecursionError):
         return "an error that is too long to be shown"
+    return QUOTED.split(message, maxsplit=1)[0].strip()[:200] or "an error"

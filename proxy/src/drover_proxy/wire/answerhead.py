@@ -9,6 +9,7 @@ from drover_proxy.wire import fields
 from drover_proxy.wire.fields import Fields, find_fault
 from drover_proxy.wire.head import LENGTH
 from drover_proxy.wire.headers import connection_tokens, without_hop_by_hop
+from drover_proxy.wire.limits import ANSWER_HEAD_BYTES
 
 STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9][0-9])(?: [\t -~\x80-\xff]*)?")
 MEMO_HEADS = 64
@@ -102,6 +103,8 @@ class AnswerHeads:
         kept = self._kept.get(raw)
         if kept is not None:
             return kept
+        if len(raw) > ANSWER_HEAD_BYTES:
+            raise BadAnswer(f"a head of more than {ANSWER_HEAD_BYTES} bytes")
         head = AnswerHead(raw)
         if len(raw) <= MEMO_BYTES:
             if len(self._kept) >= MEMO_HEADS:

@@ -40,7 +40,7 @@ class BodyReader(Link):
         """Be ready for the next request."""
         raise NotImplementedError
 
-    def _refuse(self, error: BadRequest, target: bytes = b"") -> None:
+    def _refuse(self, error: BadRequest, raw: bytes = b"") -> None:
         """Answer a request that can't be served, in the words of its target's clients, and close."""
         raise NotImplementedError
 

@@ -10,7 +10,7 @@ from drover_proxy.wire.bodyreader import BodyReader
 from drover_proxy.wire.contract import BodyPlan, Kind
 from drover_proxy.wire.exchange import Exchange
 from drover_proxy.wire.fields import find_fault
-from drover_proxy.wire.head import BadRequest, bad, target_of
+from drover_proxy.wire.head import BadRequest, bad
 from drover_proxy.wire.limits import PIPELINED_BYTES, TURN_REQUESTS
 from drover_proxy.wire.link import Phase
 from drover_proxy.wire.relay import FOREVER
@@ -113,11 +113,11 @@ class ClientConnection(BodyReader):
                 turn -= 1
                 self._buffer = b""
                 self._one_head(data)
-                if self.phase is not HEAD or self._active:
+                if self.phase is not HEAD or self._known:
                     break
                 data = self._buffer
         except BadRequest as error:
-            self._refuse(error, target_of(data))
+            self._refuse(error, data)
         finally:
             self._parsing = False
 
@@ -143,7 +143,7 @@ class ClientConnection(BodyReader):
             if fault := find_fault(data, known):
                 raise bad(fault)
             self._known = len(data)
-            if not self._active:
+            if not self._active and data != b"\r\n":  # which some send behind a body: no head has begun yet
                 self._active = True
                 self.deadline = self.server.clock() + limits.head_timeout
             self._buffer = read
@@ -254,7 +254,7 @@ class ClientConnection(BodyReader):
             self.phase = CLOSING
             self._forget(ex, Kind.CLIENT_GONE)
 
-    def _refuse(self, error: BadRequest, target: bytes = b"") -> None:
+    def _refuse(self, error: BadRequest, raw: bytes = b"") -> None:
         """Answer a request that can't be served, in the words of its target's clients, and close."""
         self._surplus = True
         if self.exchange is not None:
@@ -262,7 +262,7 @@ class ClientConnection(BodyReader):
             return
         self.server.refusals[error.code] += 1
         if self.phase is HEAD:  # else it is the end of a body that nobody wanted, its answer is out
-            self.write(self.server.error(self.peer, target, error))
+            self.write(self.server.error(self.peer, raw, error))
         self.close(linger=True)
 
     def sweep(self, now: float) -> None:
@@ -290,6 +290,6 @@ class ClientConnection(BodyReader):
             self._refuse(BadRequest(408, "body_timeout", "the body didn't come in time"))
         elif self.phase is HEAD and self._active:
             late = BadRequest(408, "head_timeout", "the head didn't come in time")
-            self._refuse(late, target_of(self._buffer))
+            self._refuse(late, self._buffer)
         else:
             self.close(linger=False)

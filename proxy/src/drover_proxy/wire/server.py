@@ -18,7 +18,7 @@ from drover_proxy.wire.fields import Fields
 from drover_proxy.wire.forwarding import Forwarding, network_of
 from drover_proxy.wire.handshake import Handshakes
 from drover_proxy.wire.hangups import HangUps
-from drover_proxy.wire.head import BadRequest, Memo
+from drover_proxy.wire.head import BadRequest, Memo, target_of
 from drover_proxy.wire.limits import Limits
 from drover_proxy.wire.pool import Pool
 
@@ -216,11 +216,12 @@ class Server:
             self._hangups = HangUps()
         return self._hangups
 
-    def error(self, client: str, target: bytes, error: BadRequest) -> bytes:
-        """Build an answer to what never became an exchange; the connection closes after it."""
-        asked = Stranger(client, target)
+    def error(self, client: str, raw: bytes, error: BadRequest) -> bytes:
+        """Build an answer to what never became an exchange but some bytes; the connection closes after it."""
+        asked = Stranger(client, target_of(raw))
         headers, body = self.error_parts(asked, error.status, error.code, error.message)
-        return answers.whole(error.status, headers, body, close=True)
+        bodiless = raw.startswith((b"HEAD ", b"\r\nHEAD "))
+        return answers.whole(error.status, headers, body, close=True, bodiless=bodiless)
 
     def error_parts(
         self, asked: Exchange | Stranger, status: int, code: str, message: str
