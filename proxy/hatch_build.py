@@ -24,20 +24,28 @@ NEEDED = ["mypy>=2.4.1", "setuptools>=65"]
 
 MODULES = {
     "admin": ("metrics",),  # counted once a request
-    "app": ("call", "gateway", "inference", "record", "runtime"),  # every request passes through all of them
-    "core": (  # every event of a request; the classes of entities and ledger are what the others work on
-        "beside", "entities", "eviction", "ledger", "loading", "managing", "observing", "placement",
-        "queueing", "scheduler", "sharing", "sizing", "state", "story", "transitions",
+    "app": (  # every request passes through all of them
+        "call", "catalogue", "gateway", "inference", "instance", "parts", "record", "runtime",
     ),
-    "dialect": ("body", "errors", "form", "names", "watches"),  # what is asked for; watches see every token
+    "config": ("model",),  # looked at by all of those
+    "core": (  # every event of a request; the classes of entities and ledger are what the others work on
+        "beside", "commands", "config", "entities", "events", "eviction", "ledger", "loading", "managing",
+        "observing", "placement", "queueing", "scheduler", "sharing", "sizing", "state", "story",
+        "transitions",
+    ),
+    "dialect": (  # what is asked for; watches see every token
+        "body", "errors", "form", "names", "routes", "watches",
+    ),
     "drivers": ("log",),  # a line a request
     "guard": ("door", "keys"),  # asked for every request
+    "vram": ("model",),  # what is known of every model
     "wire": (  # every byte of a head, every piece of an answer
-        "answerhead", "answers", "body", "bodyreader", "client", "exchange", "fields", "head", "headers",
-        "link", "pool", "relay", "upstream",
+        "answerhead", "answers", "body", "bodyreader", "client", "contract", "exchange", "fields",
+        "forwarding", "head", "headers", "limits", "link", "pool", "relay", "server", "states", "upstream",
     ),
 }  # fmt: skip
-"""What is on the path of a request. The rest stays as it is: tables, settings, starting, what runs rarely."""
+"""What is on the path of a request, and the classes of what is looked at there: to compiled code an attribute
+of an interpreted class costs a look-up. The rest stays as it is: starting, what runs rarely."""
 
 SCRIPT = """
 import sys

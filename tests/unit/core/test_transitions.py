@@ -55,7 +55,7 @@ def test_illegal_runner_transitions_change_nothing(desk, before, after):
 def test_illegal_request_transitions_change_nothing(desk, before, after):
     """Every pair that isn't in the table raises, and the request stays where it is."""
     state = desk.core.state
-    request = Request(7, "a", e.Needs.GENERATE, "", desk.now, 0)
+    request = Request(e.RequestArrived(7, "a"), desk.now)
     state.admit(request)
     request.state = before
     places = (dict(state.requests), {name: dict(queue) for name, queue in state.waiting.items()})

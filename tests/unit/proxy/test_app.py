@@ -7,7 +7,7 @@ import io
 
 import pytest
 from drover_proxy.admin.exposition import Exposition
-from drover_proxy.admin.metrics import Histogram, Metrics
+from drover_proxy.admin.metrics import Ended, Histogram, Metrics
 from drover_proxy.admin.server import local
 from drover_proxy.app.catalogue import Catalogue
 from drover_proxy.app.coreconfig import UnknownGpu, core_config, default_context, resolve_gpus
@@ -154,8 +154,8 @@ def test_variant_names_are_model_names(model):
 def test_metrics_can_be_read_by_prometheus():
     """Counters and histograms come out as they were counted."""
     metrics = Metrics("1.2.3")
-    metrics.served["ollama", "/api/chat", 'odd"model', 200, "complete"] += 1
-    metrics.served["ollama", "/api/chat", 'odd"model', 200, "client_gone"] += 1
+    metrics.tally(Ended("ollama", "/api/chat", 'odd"model', 200, "complete")).count += 1
+    metrics.tally(Ended("ollama", "/api/chat", 'odd"model', 200, "client_gone")).count += 1
     metrics.queue_wait.observe(0.0025)
     metrics.queue_wait.observe(1e9)
     text = Exposition(metrics, lambda: iter(())).text().decode()

@@ -77,9 +77,9 @@ class Exposition(Collector):
         m = self._metrics
         requests: Counter[tuple[str, str, str]] = Counter()
         outcomes: Counter[tuple[str, str]] = Counter()
-        for (dialect, route, model, status, kind), count in m.served.items():
-            requests[route, model, str(status)] += count
-            outcomes[str.__str__(dialect), str.__str__(kind)] += count
+        for (dialect, route, model, status, kind), tally in m.served.items():
+            requests[route, model, str(status)] += tally.count
+            outcomes[dialect, kind] += tally.count
         yield _counter("drover_requests", "Requests that ended.", ["route", "model", "status"], requests)
         errors = {(code,): count for code, count in m.errors.items()}
         yield _counter("drover_errors", "Errors answered by the proxy itself.", ["code"], errors)

@@ -7,7 +7,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from drover_proxy.dialect.body import Asked, BodyProblem
 from drover_proxy.dialect.errors import Headers, error_body, error_headers
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from drover_proxy.app.parts import Parts
 
 
-BOOT = os.urandom(4).hex().encode()
+MONOTONIC: Final = time.monotonic
+BOOT: Final = os.urandom(4).hex().encode()
 """Begins the ids of this process' requests, so that those of another run are others."""
 ID = re.compile(rb"[A-Za-z0-9._:+/=-]{1,128}")
 """What is taken for an id when a client sends one; anything else is replaced, lest it forge a line."""
@@ -67,7 +68,7 @@ class Call:
     ) -> None:
         self.parts = parts
         self.ex = ex
-        self.id = sent_id or b"%b-%x" % (BOOT, ex.id)
+        self.id = sent_id or b"%b-%d" % (BOOT, ex.id)
         """What the client, or else the proxy, calls this request: X-Request-Id."""
         self.route = route
         self.caller = caller
@@ -142,12 +143,14 @@ class Call:
     ) -> None:
         """Forward to an instance; the answer says which one it was."""
         self.instance = instance
-        lines = b"x-request-id: %b\r\nx-drover-instance: %b\r\n" % (self.id, instance.label)
         if self.queued:
-            lines += b"x-drover-queue-ms: %d\r\nx-drover-load-ms: %d\r\n" % (
-                self.queue_seconds * 1000,
-                self.load_seconds * 1000,
+            lines = (
+                b"x-request-id: %b\r\nx-drover-instance: %b\r\n"
+                b"x-drover-queue-ms: %d\r\nx-drover-load-ms: %d\r\n"
+                % (self.id, instance.label, int(self.queue_seconds * 1000), int(self.load_seconds * 1000))
             )
+        else:
+            lines = b"x-request-id: %b\r\nx-drover-instance: %b\r\n" % (self.id, instance.label)
         self.ex.forward(
             instance.upstream,
             target=target or self.ex.path,
@@ -176,4 +179,4 @@ class Call:
 
     def elapsed(self) -> float:
         """Seconds since the request arrived."""
-        return time.monotonic() - self.ex.arrived_at
+        return MONOTONIC() - self.ex.arrived_at

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from drover_proxy.app import inference, listing, management
 from drover_proxy.app.call import Call, sent
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from drover_proxy.wire.parting import Parting
 
 ALIVE = b"Ollama is running"
-CORE_OUTCOME = {
+CORE_OUTCOME: Final = {
     End.COMPLETE: Outcome.OK,
     End.CLIENT_GONE: Outcome.CANCELLED,
     End.UPSTREAM_FAILED: Outcome.ERROR,
@@ -39,17 +39,21 @@ STOP_SECONDS = 15.0
 It pings a runner that hangs for 10 s before it kills it; a batch of a long prompt takes seconds."""
 SAFE_FAULTS = (UpstreamFault.DIAL, UpstreamFault.CONNECT_TIMEOUT)
 
+BUFFER: Final = BodyPlan.BUFFER
+INFER: Final = Kind.INFER
+COMPLETE: Final = End.COMPLETE
 
-BUFFER = BodyPlan.BUFFER
 
-
-class Admission(NamedTuple):
+class Admission:
     """What the head of a request came to. It holds for the next one with the same head."""
 
-    ring: KeyRing | None
-    route: Route
-    caller: Caller
-    id: bytes | None
+    __slots__ = ("caller", "id", "ring", "route")
+
+    def __init__(self, ring: KeyRing | None, route: Route, caller: Caller, sent_id: bytes | None) -> None:
+        self.ring = ring
+        self.route = route
+        self.caller = caller
+        self.id = sent_id
 
     def holds(self, door: Door) -> bool:
         """Whether the same keys are in force, and the caller's hasn't expired."""
@@ -63,7 +67,6 @@ class Gateway:
         self._parts = parts
         self._recorder = Recorder(parts)
         self._ready: dict[Kind, Callable[[Call], None]] = {
-            Kind.INFER: inference.infer,
             Kind.INFO: listing.info,
             Kind.LIST: listing.models,
             Kind.RUNNING: listing.running,
@@ -134,7 +137,11 @@ class Gateway:
         if call.on_finished is not None:
             return  # kept out, and told so later
         try:
-            self._ready[call.route.kind](call)
+            kind = call.route.kind
+            if kind is INFER:  # as good as always
+                inference.infer(call)
+            else:
+                self._ready[kind](call)
         except BodyProblem as problem:
             call.fail_body(problem)
 
@@ -212,7 +219,8 @@ class Gateway:
         """Account for a request that is over."""
         call: Call = ex.context
         if call.queued:
-            ended = RequestFinished(ex.id, CORE_OUTCOME[outcome.kind])
+            kind = outcome.kind
+            ended = RequestFinished(ex.id, Outcome.OK if kind is COMPLETE else CORE_OUTCOME[kind])
             self._leave(call, ended if call.forwarded else RequestCancelled(ex.id))
         if call.on_finished is not None:
             call.on_finished()

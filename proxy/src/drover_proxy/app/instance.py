@@ -209,10 +209,8 @@ class Instance:
             )
             runtime.post(LoadFailed(self.name, command.model, fault.reason, fault.message, fault.retryable))
             return
-        except Exception as error:  # noqa: BLE001 - whoever waits for this load must hear of its end
-            runtime.log.write(
-                "error", "load_error", instance=self.name, model=command.model, error=repr(error)
-            )
+        except Exception as bug:  # noqa: BLE001 - whoever waits for this load must hear of its end
+            runtime.log.write("error", "load_error", instance=self.name, model=command.model, error=repr(bug))
             message = "the proxy failed in this load; see its log"
             runtime.post(LoadFailed(self.name, command.model, "internal", message, retryable=False))
             return
@@ -273,8 +271,8 @@ class Instance:
                 await asyncio.sleep(GONE_POLL_SECONDS)
         except OllamaError as error:
             message = error.message
-        except Exception as error:  # noqa: BLE001 - as for a load
-            message = repr(error)
+        except Exception as bug:  # noqa: BLE001 - as for a load
+            message = repr(bug)
         finally:
             runtime.busy_loaders -= 1
         runtime.metrics.unloads[self.name, "failed"] += 1

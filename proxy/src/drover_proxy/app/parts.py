@@ -40,7 +40,7 @@ class Parts:
 
     def up(self) -> Iterator[Instance]:
         """Yield the instances that answer, in the order of the configuration."""
-        return (instance for instance in self.instances.values() if instance.up)
+        return iter([instance for instance in self.instances.values() if instance.up])
 
     def any_up(self) -> Instance | None:
         """Return an instance that answers: they all share one models directory."""

@@ -7,7 +7,7 @@ import itertools
 import time
 from collections import deque
 from collections.abc import Callable, Hashable
-from typing import Protocol
+from typing import Final, Protocol
 
 from drover_proxy.admin.metrics import Metrics
 from drover_proxy.core.commands import (
@@ -36,6 +36,7 @@ from drover_proxy.core.scheduler import Scheduler
 from drover_proxy.drivers.log import Log
 
 TICK_SECONDS = 0.25
+MONOTONIC: Final = time.monotonic
 
 
 class Waiter(Protocol):
@@ -113,14 +114,15 @@ class Runtime:
 
     def post(self, event: Event) -> None:
         """Hand an event to the core and carry out what it wants; events posted meanwhile follow in order."""
-        self._events.append(event)
         if self._handling:
+            self._events.append(event)
             return
         self._handling = True
         sharing = self.sharing if self.core is not None else None
         try:
             if sharing is not None and (heard := sharing.begin()) is not None:
                 self._handle(heard)
+            self._handle(event)
             while self._events:
                 self._handle(self._events.popleft())
         finally:
@@ -138,7 +140,8 @@ class Runtime:
 
     def forget(self, request: Hashable) -> None:
         """Stop telling about a request that is over."""
-        self.waiters.pop(request, None)
+        if request in self.waiters:
+            del self.waiters[request]
 
     async def withdraw(self, model: str, timeout_seconds: float) -> tuple[Hashable, Withdrawn]:
         """Have a model unloaded everywhere, and kept so until `end_withdrawal`."""
@@ -173,7 +176,7 @@ class Runtime:
         if self.core is None:
             return
         try:
-            commands = self.core.handle(event, time.monotonic())
+            commands = self.core.handle(event, MONOTONIC())
         except Exception as error:  # noqa: BLE001 - a bug of the core costs one request, never the proxy
             self.metrics.alerts["core_error"] += 1
             self.log.write("error", "core_error", during=type(event).__name__, error=repr(error))

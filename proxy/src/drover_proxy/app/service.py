@@ -41,6 +41,10 @@ GPU_PATIENCE_SECONDS = 10.0
 CATALOGUE_PATIENCE_SECONDS = 5.0
 
 
+GARBAGE_OBJECTS = 10_000
+"""So many more objects than before make Python look for circles. No request leaves one behind."""
+
+
 class StartError(Exception):
     """The proxy can't start; the message says why."""
 
@@ -143,6 +147,7 @@ class Service:
         self._chores = [parts.spawn(work) for work in works]
         self._log.info("ready", listen=places, admin_listen=admin_places, models=len(parts.catalogue.models))
         gc.freeze()  # what is here by now stays: no collection need look at it, and stop streams meanwhile
+        gc.set_threshold(GARBAGE_OBJECTS)
         self._notifier.ready(f"serving on {', '.join(places)}")
         await self._stopping.wait()
         return await (self._leave() if self._handover.possible else self._drain())

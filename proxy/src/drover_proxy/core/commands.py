@@ -17,7 +17,7 @@ from drover_proxy.core.events import RequestId
 from drover_proxy.core.learned import Learned
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, init=False)
 class Forward:  # as good as frozen: see events.py
     """Send a waiting request to an instance: its runner is ready and has a free slot."""
 
@@ -30,6 +30,22 @@ class Forward:  # as good as frozen: see events.py
     """From arrival to now, the load included."""
     load_seconds: float = 0.0
     """The part of it that a load of this model was under way."""
+
+    def __init__(
+        self,
+        request: RequestId,
+        instance: str,
+        model: str,
+        options: Mapping[str, int] | None = None,
+        waited_seconds: float = 0.0,
+        load_seconds: float = 0.0,
+    ) -> None:
+        self.request = request
+        self.instance = instance
+        self.model = model
+        self.options = {} if options is None else options
+        self.waited_seconds = waited_seconds
+        self.load_seconds = load_seconds
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 
-from drover_proxy.core.events import Needs, RequestId
+from drover_proxy.core.events import RequestArrived, RequestId
 from drover_proxy.core.ledger import NEVER, RunnerKey
 from drover_proxy.core.sizing import Need, RunSpec
 from drover_proxy.core.transitions import RequestState, RunnerState
@@ -71,20 +71,33 @@ class Runner:
         return not self.active and not self.elsewhere
 
 
-@dataclass(slots=True, eq=False)
 class Request:
     """A request between arrival and end."""
 
-    id: RequestId
-    model: str
-    needs: Needs
-    key: str
-    arrived_at: float
-    sequence: int
-    state: RequestState = RequestState.WAITING
-    runner: RunnerKey | None = None
-    forwarded_at: float = NEVER
-    bounced: int = 0
+    __slots__ = (
+        "arrived_at",
+        "bounced",
+        "forwarded_at",
+        "id",
+        "key",
+        "model",
+        "needs",
+        "runner",
+        "sequence",
+        "state",
+    )
+
+    def __init__(self, event: RequestArrived, arrived_at: float) -> None:
+        self.id = event.request
+        self.model = event.model
+        self.needs = event.needs
+        self.key = event.key
+        self.arrived_at = arrived_at
+        self.sequence = 0
+        self.state: RequestState = RequestState.WAITING
+        self.runner: RunnerKey | None = None
+        self.forwarded_at: float = NEVER
+        self.bounced = 0
 
 
 @dataclass(slots=True, eq=False)

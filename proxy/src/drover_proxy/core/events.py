@@ -8,8 +8,8 @@ Requests are named by any hashable id that the shell chooses (the wire's integer
 once its request has ended. Each RequestArrived is answered by exactly one Forward or Reject, unless
 RequestCancelled comes first; ForwardFailed opens the question again.
 
-All are to be treated as frozen. Those of every request aren't declared so, because making a frozen dataclass
-takes three times as long.
+All are to be treated as frozen. Those of every request aren't declared so, and write out what a dataclass
+would make at run time: that takes a fifth of the time where it is compiled.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Outcome(str, Enum):
     CANCELLED = "cancelled"
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, init=False)
 class RequestArrived:
     """A client asks for a model; answered by Forward, by Reject, or by Wait and later one of the two."""
 
@@ -48,19 +48,31 @@ class RequestArrived:
     key: str = ""
     """Name of the caller's key, for the story; no policy hangs on it yet."""
 
+    def __init__(self, request: RequestId, model: str, needs: Needs = Needs.GENERATE, key: str = "") -> None:
+        self.request = request
+        self.model = model
+        self.needs = needs
+        self.key = key
 
-@dataclass(slots=True)
+
+@dataclass(slots=True, init=False)
 class RequestCancelled:
     """The client left. Ends the request in every state; a RequestFinished after it is ignored."""
 
     request: RequestId
 
+    def __init__(self, request: RequestId) -> None:
+        self.request = request
 
-@dataclass(slots=True)
+
+@dataclass(slots=True, init=False)
 class HeadersSent:
     """The head of the upstream's answer was passed on: the request can't be sent elsewhere any more."""
 
     request: RequestId
+
+    def __init__(self, request: RequestId) -> None:
+        self.request = request
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +86,16 @@ class ForwardFailed:
     reason: str
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, init=False)
 class RequestFinished:
     """A forwarded request has ended; its slot is free."""
 
     request: RequestId
     outcome: Outcome = Outcome.OK
+
+    def __init__(self, request: RequestId, outcome: Outcome = Outcome.OK) -> None:
+        self.request = request
+        self.outcome = outcome
 
 
 @dataclass(frozen=True, slots=True)

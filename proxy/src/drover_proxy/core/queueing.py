@@ -20,6 +20,7 @@ A request is forwarded only to a ready runner with a free slot. Everybody else w
 from __future__ import annotations
 
 import math
+from typing import Final
 
 from drover_proxy.core.commands import Forward, Wait
 from drover_proxy.core.entities import Request, Runner, Timing
@@ -40,9 +41,9 @@ DRAINING_RETRY_SECONDS = 5
 ASSUMED_SERVICE_SECONDS = 5.0
 ASSUMED_LOAD_SECONDS = 10.0
 MOST_BOUNCES = 2
-MOST_SLOTS = 1 << 30
-NO_RUNNERS: dict[str, Runner] = {}
-READY = RunnerState.READY  # as a global, it is cheap to look up
+MOST_SLOTS: Final = 1 << 30
+NO_RUNNERS: Final[dict[str, Runner]] = {}
+READY: Final = RunnerState.READY  # as a global, it is cheap to look up
 
 
 def arrive(state: State, event: RequestArrived, now: float) -> None:
@@ -52,13 +53,13 @@ def arrive(state: State, event: RequestArrived, now: float) -> None:
         before = state.requests[event.request].state.value
         raise IllegalTransition(f"request {event.request}", before, "arrived again", story)
     state.story.tell(now, event, request=event.request, model=event.model)
-    request = Request(event.request, event.model, event.needs, event.key, now, 0)
+    request = Request(event, now)
     info = state.models.get(event.model)
     if info is not None and event.model not in state.waiting and _welcome(state, request, info):
         runner = seat_for(state, info)
         if runner is not None:
             state.admit_seated(request, runner, now)
-            _send(state, request, runner, now)
+            _send(state, request, runner, info, now)
             return
     state.admit(request)
     if info is None:
@@ -125,11 +126,10 @@ def seat_for(state: State, info: ModelInfo) -> Runner | None:
 def forward(state: State, request: Request, runner: Runner, now: float) -> None:
     """Seat a request and have it sent."""
     state.seat(request, runner, now)
-    _send(state, request, runner, now)
+    _send(state, request, runner, state.models[request.model], now)
 
 
-def _send(state: State, request: Request, runner: Runner, now: float) -> None:
-    info = state.models[request.model]
+def _send(state: State, request: Request, runner: Runner, info: ModelInfo, now: float) -> None:
     spec = state.sizing.spec(info, state.instances[runner.key.instance])
     arrived_at = request.arrived_at
     loading = 0.0

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Hashable
-from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, NamedTuple
 
@@ -24,25 +23,32 @@ class Entry(NamedTuple):
 
     def __str__(self) -> str:
         who = " ".join(str(part) for part in (self.request, self.model) if part is not None)
-        what = self.what.value if isinstance(self.what, Enum) else self.what
-        return f"{self.now:.3f} {who}: {what}"
+        return f"{self.now:.3f} {who}: {self.text}"
+
+    @property
+    def text(self) -> str:
+        """What happened, in words."""
+        return str(self.what.value if isinstance(self.what, Enum) else self.what)
 
 
 Told = tuple[float, Hashable | None, str | None, object]
 """An entry as it is kept: plain, since several are made for every request."""
 
 
-@dataclass(slots=True)
 class Story:
     """The last entries; `of` picks those of one request or model."""
 
-    entries: deque[Told] = field(default_factory=lambda: deque(maxlen=KEPT))
+    __slots__ = ("_append", "entries")
+
+    def __init__(self) -> None:
+        self.entries: deque[Told] = deque(maxlen=KEPT)
+        self._append = self.entries.append
 
     def tell(
         self, now: float, what: object, *, request: Hashable | None = None, model: str | None = None
     ) -> None:
         """Add an entry."""
-        self.entries.append((now, request, model, what))
+        self._append((now, request, model, what))
 
     def of(self, *, request: Hashable | None = None, model: str | None = None) -> tuple[Entry, ...]:
         """Return the entries that name the request or the model, oldest first."""

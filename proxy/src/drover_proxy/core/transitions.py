@@ -87,6 +87,10 @@ class IllegalTransition(Exception):  # noqa: N818 - named for what happened; it 
         self.story = story
         super().__init__(subject, before, after, story)
 
+    def __reduce__(self) -> tuple[type[IllegalTransition], tuple[object, ...]]:
+        story = tuple(entry._replace(what=entry.text) for entry in self.story)
+        return IllegalTransition, (self.subject, self.before, self.after, story)
+
     def __str__(self) -> str:
         lines = [f"{self.subject} may not go from {self.before} to {self.after}; what happened to it:"]
         lines += [f"  {entry}" for entry in self.story] or ["  (nothing is known)"]

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 import msgspec
 
@@ -28,11 +29,13 @@ FIELDS = ("model", "name", "stream", "keep_alive", "options", "shift", "prompt",
 EMPTY = (b'""', b"null", b"[]")
 ZERO = (b"0", b'"0"', b'"0s"', b'"0m"', b'"0h"', b"-0", b"0.0", b'"0ms"')
 
-STREAM = {b"true": True, b"false": False}
+DECODE: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+DECODE_TEXT: Final = msgspec.json.Decoder(str).decode
+DECODE_FLAG: Final = msgspec.json.Decoder(bool).decode
 
-_fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
-_text = msgspec.json.Decoder(str)
-_flag = msgspec.json.Decoder(bool)
+KEPT_SHAPES, KEPT_NAMES, KEPT_NAMES_BYTES = 512, 64, 1024
+_plain: Final[dict[tuple[str, ...], int]] = {}
+"""By the names of a body's fields, in their order: see _least_bytes."""
 
 
 class BodyProblem(Exception):  # noqa: N818 - what is wrong with a body
@@ -45,7 +48,7 @@ class BodyProblem(Exception):  # noqa: N818 - what is wrong with a body
         self.message = message
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, init=False)
 class Asked:
     """What a body asks for, and how it will be written for the instance."""
 
@@ -64,6 +67,27 @@ class Asked:
     """An empty prompt with keep_alive 0: the client wants the model unloaded."""
     destination: str = ""
     """Of a copy."""
+
+    def __init__(
+        self,
+        name: str,
+        model: str,
+        stream: bool,
+        source: bytes,
+        fields: dict[str, msgspec.Raw],
+        changed: bool,
+    ) -> None:
+        # Written out, since it is made once a request: see core/events.py.
+        self.name = name
+        self.model = model
+        self.stream = stream
+        self.source = source
+        self.fields = fields
+        self.changed = changed
+        self.options = None
+        self.empty_prompt = False
+        self.unload = False
+        self.destination = ""
 
     def text(self, key: str) -> str:
         """Return a field's text, "" where there is none; BodyProblem where it is something else."""
@@ -114,15 +138,18 @@ def read(route: Route, body: bytes) -> Asked:
 
 
 def _read_fields(body: bytes, route: Route) -> tuple[dict[str, msgspec.Raw], bool]:
-    if not body.strip():
-        raise BodyProblem(400, "invalid_body", "missing request body")
     try:
-        fields = _fields.decode(body)
+        fields = DECODE(body)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        if not body.strip():
+            raise BodyProblem(400, "invalid_body", "missing request body") from error
         raise BodyProblem(400, "invalid_body", f"the body of {route.name} is not usable: {error}") from error
-    names = "".join(fields)
-    if names.isascii() and names.islower():  # as good as always: nothing to fold
-        return fields, not _proves_itself(body, fields)
+    names = tuple(fields)
+    least = _plain.get(names)
+    if least is None:
+        least = _least_bytes(names)
+    if least:  # as good as always: nothing to fold
+        return fields, len(body) != least + _values_bytes(fields)
     changed = False
     for field in list(fields):
         folded = field.casefold()
@@ -136,12 +163,34 @@ def _read_fields(body: bytes, route: Route) -> tuple[dict[str, msgspec.Raw], boo
     return fields, changed or not _proves_itself(body, fields)
 
 
-def _proves_itself(body: bytes, fields: Mapping[str, msgspec.Raw]) -> bool:
+def _least_bytes(names: tuple[str, ...]) -> int:
+    """Return how long an object of these fields is, written without blanks, besides their values.
+
+    0 where a name isn't plain: it might be read as another one. Clients send the same few fields over and
+    over, so this is kept, unless it is so long that somebody only wants to fill the memory.
+    """
+    joined = "".join(names)
+    least = 1 + 4 * len(names) + len(joined) if joined.isascii() and joined.islower() else 0
+    if len(names) <= KEPT_NAMES and len(joined) <= KEPT_NAMES_BYTES:
+        if len(_plain) >= KEPT_SHAPES:
+            _plain.clear()
+        _plain[names] = least
+    return least
+
+
+def _values_bytes(fields: dict[str, msgspec.Raw]) -> int:
+    total = 0
+    for raw in fields.values():
+        total += len(raw)
+    return total
+
+
+def _proves_itself(body: bytes, fields: dict[str, msgspec.Raw]) -> bool:
     # A repeated field, or one whose name is escaped, makes the body longer than the fields that were read
     # need, written without blanks, as most clients write. Blanks would be room to hide a field in: a body
     # that has some is written anew.
-    values = sum(map(len, fields.values()))
-    return len(body) == 1 + 4 * len(fields) + len("".join(fields).encode()) + values
+    names = len("".join(fields).encode())
+    return len(body) == 1 + 4 * len(fields) + names + _values_bytes(fields)
 
 
 def _is_null(raw: msgspec.Raw) -> bool:
@@ -160,7 +209,7 @@ def _string(fields: Mapping[str, msgspec.Raw], key: str) -> str:
     if raw is None or _is_null(raw):
         return ""
     try:
-        return _text.decode(raw)
+        return DECODE_TEXT(raw)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BodyProblem(400, "invalid_body", f"the field {key!r} must be a string") from error
 
@@ -176,13 +225,11 @@ def _stream(fields: Mapping[str, msgspec.Raw], route: Route) -> bool:
     raw = fields.get("stream")
     if raw is None:
         return route.stream_default
-    if len(raw) <= 5 and (said := STREAM.get(bytes(raw))) is not None:
-        return said
-    if _is_null(raw):
-        return route.stream_default
     try:
-        return _flag.decode(raw)
+        return DECODE_FLAG(raw)
     except msgspec.DecodeError as error:
+        if _is_null(raw):
+            return route.stream_default
         raise BodyProblem(400, "invalid_body", "the field 'stream' must be true or false") from error
 
 
@@ -199,7 +246,7 @@ def _make_native(asked: Asked, route: Route) -> None:
     if raw is None or _is_null(raw):
         return
     try:
-        options = _fields.decode(raw)
+        options = DECODE(raw)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise BodyProblem(400, "invalid_body", "the field 'options' must be an object") from error
     kept = {key: value for key, value in options.items() if key.casefold() not in RUNNER_OPTIONS}

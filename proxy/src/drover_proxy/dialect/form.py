@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from drover_proxy.dialect.body import Asked, BodyProblem, model_of
 
@@ -50,12 +50,15 @@ class Part:
         return b"%b%b\r\n\r\n%b" % (named, media, content)
 
 
-@dataclass(slots=True)
 class Form(Asked):
     """What a form asks for."""
 
-    boundary: bytes = b""
-    parts: list[Part] = field(default_factory=list)
+    __slots__ = ("boundary", "parts")
+
+    def __init__(self, name: str, body: bytes, boundary: bytes, parts: list[Part]) -> None:
+        super().__init__(name, model_of(name), stream=False, source=body, fields={}, changed=True)
+        self.boundary = boundary
+        self.parts = parts
 
     def render(self, model: str, options: Mapping[str, int] | None = None) -> bytes:  # noqa: ARG002 - as Asked
         """Return the bytes for the instance, asking for `model`; a form carries no runner options."""
@@ -89,16 +92,7 @@ def read(body: bytes, content_type: bytes | None) -> Form:
         raise _bad("the model's name is not UTF-8") from error
     if not text:
         raise BodyProblem(400, "model_required", "model is required")
-    return Form(
-        text,
-        model_of(text),
-        stream=False,
-        source=body,
-        fields={},
-        changed=True,
-        boundary=boundary,
-        parts=parts,
-    )
+    return Form(text, body, boundary, parts)
 
 
 def _part(piece: bytes) -> Part:

@@ -7,7 +7,7 @@ tag, in lower case (`llama3.2:3b`, `hf.co/user/repo:q4_k_m`). Ollama matches nam
 from __future__ import annotations
 
 import re
-from functools import lru_cache
+from typing import Final
 
 HOST = re.compile(r"[A-Za-z0-9_.-]{1,350}(:\d{1,5})?")
 NAMESPACE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,79}")
@@ -25,9 +25,22 @@ class CloudName(NameProblem):
     """The name makes Ollama send the prompt to ollama.com."""
 
 
-@lru_cache(maxsize=4096)
+KEPT_NAMES: Final = 4096
+_known: Final[dict[str, str]] = {}
+
+
 def canonical(name: str) -> str:
     """Return a name's canonical form; NameProblem for no name, CloudName for one that leaves the host."""
+    known = _known.get(name)
+    if known is None:
+        known = _canonical(name)
+        if len(_known) >= KEPT_NAMES:
+            _known.clear()
+        _known[name] = known
+    return known
+
+
+def _canonical(name: str) -> str:
     host, namespace, model, tag = _split(name)
     lowered = tag.casefold()
     if lowered == "cloud" or lowered.endswith("-cloud"):

@@ -6,16 +6,17 @@ import asyncio
 import contextlib
 import sys
 import time
-from typing import Any, Literal, TextIO
+from typing import Any, Final, Literal, TextIO
 
 import msgspec
 
 Level = Literal["debug", "info", "warning", "error"]
-RANK: dict[str, int] = {"debug": 10, "info": 20, "warning": 30, "error": 40}
+RANK: Final[dict[str, int]] = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 
 GATHER_SECONDS = 0.1
 """How long lines of requests wait for others to be written with: a system call a line costs more than it."""
-GATHER_LINES = 1000
+GATHER_LINES: Final = 1000
+WALL_CLOCK: Final = time.time
 
 
 class Log:
@@ -25,17 +26,20 @@ class Log:
         self.level: Level = level
         self._stream = stream if stream is not None else sys.stderr
         self._gathered: list[str] = []
-        self._second = -1
-        self._stamp = ""
+        self._second = self._stamped_ms = -1
+        self._day_time = self._stamp = ""
 
     def stamp(self) -> str:
         """Give the time as the log writes it, in UTC: 2027-01-31T12:00:00.000Z."""
-        now = time.time()
-        second = int(now)
-        if second != self._second:
-            self._second = second
-            self._stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now))
-        return f"{self._stamp}.{int((now - second) * 1000):03d}Z"
+        now_ms = int(WALL_CLOCK() * 1000)
+        if now_ms != self._stamped_ms:
+            self._stamped_ms = now_ms
+            second = now_ms // 1000
+            if second != self._second:
+                self._second = second
+                self._day_time = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+            self._stamp = f"{self._day_time}.{now_ms % 1000:03d}Z"
+        return self._stamp
 
     def tells(self, level: Level) -> bool:
         """Say whether lines of this level are written."""

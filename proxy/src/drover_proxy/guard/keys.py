@@ -18,8 +18,7 @@ import hmac
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +48,10 @@ DEEPEST = 16
 """Lists and mappings within each other; a keys file needs four."""
 
 
+KEPT_ANSWERS = 1024
+"""Models of which is kept whether a key may use them."""
+
+
 @dataclass(frozen=True, slots=True)
 class Caller:
     """Who is asking: one entry of the keys file."""
@@ -63,6 +66,7 @@ class Caller:
     """The public key of the `ollama` command, 32 bytes."""
     certificate: str = ""
     """A name of a client certificate, as certificate.py writes it."""
+    _may_use: dict[str, bool] = field(default_factory=dict, repr=False, compare=False)
 
     def may(self, scope: str) -> bool:
         """Whether the key has a scope; admin includes the others."""
@@ -70,7 +74,13 @@ class Caller:
 
     def may_use(self, model: str) -> bool:
         """Whether the key may use a model, by its canonical name."""
-        return self.sees_all or _matches(self.models, model)
+        may = self._may_use.get(model)
+        if may is None:
+            may = self.sees_all or _matches(self.models, model)
+            if len(self._may_use) >= KEPT_ANSWERS:
+                self._may_use.clear()
+            self._may_use[model] = may
+        return may
 
     @property
     def sees_all(self) -> bool:
@@ -84,7 +94,6 @@ NOBODY = Caller("", frozenset(), ())
 """The caller before anything was shown."""
 
 
-@lru_cache(maxsize=4096)
 def _matches(patterns: tuple[str, ...], model: str) -> bool:
     # `llama3.2` in a list of patterns means all of its tags, as a person would expect.
     name = model.rpartition(":")[0]
@@ -226,13 +235,13 @@ def _check(callers: list[Caller], node: yaml.Node, report: Report) -> None:
     for index, caller in enumerate(callers):
         if not any(getattr(caller, way) for way in WAYS):
             report.add(f"keys[{index}]", f"missing; expected one of {', '.join(WAYS)}", places[index])
-    for field in ("name", *WAYS):
+    for part in ("name", *WAYS):
         first: dict[Any, int] = {}
         for index, caller in enumerate(callers):
-            value = getattr(caller, field)
+            value = getattr(caller, part)
             if value and first.setdefault(value, index) != index:
                 message = f"the same as that of keys[{first[value]}]"
-                report.add(f"keys[{index}].{field}", message, places[index])
+                report.add(f"keys[{index}].{part}", message, places[index])
 
 
 def _caller(raw: dict[str, Any]) -> Caller:

@@ -32,9 +32,10 @@ class BadAnswer(Exception):  # noqa: N818 - named after what it is
 class AnswerHead:
     """What a head says, and the bytes of it that go to the client: no hop-by-hop fields, no empty line."""
 
-    __slots__ = ("fields", "framing", "keep_alive", "length", "relayed", "status")
+    __slots__ = ("fields", "framing", "keep_alive", "length", "relayed", "size", "status")
 
     def __init__(self, raw: bytes) -> None:
+        self.size = len(raw)
         lines = raw[:-4].split(b"\r\n")
         start = STATUS_LINE.fullmatch(lines[0])
         if start is None:
@@ -93,13 +94,19 @@ class AnswerHeads:
     The heads of streams differ in nothing but their Date, so under load most of a second's are the same.
     """
 
-    __slots__ = ("_kept",)
+    __slots__ = ("_kept", "_size")
 
     def __init__(self) -> None:
         self._kept: dict[bytes, AnswerHead] = {}
+        self._size = 0
+
+    def again(self, data: bytes) -> AnswerHead | None:
+        """Give the head that this begins with, where it came before and is as long as the last one."""
+        return self._kept.get(data[: self._size])
 
     def read(self, raw: bytes) -> AnswerHead:
         """Read a head, its empty line included; raise BadAnswer if it can't be relayed."""
+        self._size = len(raw)
         kept = self._kept.get(raw)
         if kept is not None:
             return kept

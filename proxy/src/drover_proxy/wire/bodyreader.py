@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from drover_proxy.wire import answers
 from drover_proxy.wire.body import Intake, too_long
@@ -16,10 +16,12 @@ if TYPE_CHECKING:
     from drover_proxy.wire.relay import Relay
     from drover_proxy.wire.server import Server
 
-FOREVER = float("inf")
-BODY, BUSY = Phase.BODY, Phase.BUSY  # as globals, they are cheap to look up
-BUFFER, STREAM = BodyPlan.BUFFER, BodyPlan.STREAM
-HEAD_TAKEN = State.BODY
+FOREVER: Final = float("inf")  # as globals, they are cheap to look up
+BODY: Final = Phase.BODY
+BUSY: Final = Phase.BUSY
+BUFFER: Final = BodyPlan.BUFFER
+STREAM: Final = BodyPlan.STREAM
+HEAD_TAKEN: Final = State.BODY
 
 
 class BodyReader(Link):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from drover_proxy.wire.body import Intake
 from drover_proxy.wire.bodyreader import BodyReader
@@ -20,8 +20,11 @@ if TYPE_CHECKING:
     from drover_proxy.wire.server import Server
 
 
-HEAD, BODY, BUSY, CLOSING = Phase  # as globals, they are cheap to look up
-HEAD_TAKEN = State.BODY
+HEAD: Final = Phase.HEAD  # as globals, they are cheap to look up
+BODY: Final = Phase.BODY
+BUSY: Final = Phase.BUSY
+CLOSING: Final = Phase.CLOSING
+HEAD_TAKEN: Final = State.BODY
 
 
 class ClientConnection(BodyReader):
@@ -133,10 +136,14 @@ class ClientConnection(BodyReader):
         read = data
         if data.startswith(b"\r\n") and len(data) > 2:
             data = data[2:]  # the one empty line that RFC 9112 asks to ignore
-        limits = self.limits
-        if known := self._known:
-            self._known, known = 0, min(known, len(data))
-        end = data.find(b"\r\n\r\n", known - 3 if known > 3 else 0) + 4
+        limits, parser = self.limits, self.parser
+        known = 0
+        end = again = parser.again(data)
+        if not again:
+            if known := self._known:
+                known = min(known, len(data))
+            end = data.find(b"\r\n\r\n", known - 3 if known > 3 else 0) + 4
+        self._known = 0
         if (end if end > 3 else len(data)) > limits.header_bytes:
             raise BadRequest(431, "head_too_long", f"a head of more than {limits.header_bytes} bytes")
         if end == 3:
@@ -147,13 +154,11 @@ class ClientConnection(BodyReader):
                 self._active = True
                 self.deadline = self.server.clock() + limits.head_timeout
             self._buffer = read
-        elif end == len(data):
-            self.parser.parse(data, limits)
-            self._begin()
-        else:
-            self.parser.parse(data[:end], limits)
-            self._buffer = data[end:]
-            self._begin()
+            return
+        if not again:
+            parser.parse(data[:end], limits)
+        self._buffer = data[end:]
+        self._begin()
 
     def _begin(self) -> None:
         """Make the exchange, ask the handler for its plan, and read the body accordingly."""

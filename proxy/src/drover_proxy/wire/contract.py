@@ -11,6 +11,7 @@ in this order, and `finished` comes exactly once, last:
 from __future__ import annotations
 
 import enum
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
@@ -48,7 +49,8 @@ class Kind(str, enum.Enum):
     """The answer came whole by its framing, and carried an error that the watch found."""
 
 
-class Outcome(NamedTuple):
+@dataclass(slots=True, init=False)
+class Outcome:
     """The end of an exchange, as given to `Handler.finished`."""
 
     kind: Kind
@@ -62,6 +64,17 @@ class Outcome(NamedTuple):
     """The (last) upstream connection had served another request before."""
     detail: str
     """Why, in words, for the log; empty when complete."""
+
+    def __init__(
+        self, kind: Kind, status: int, bytes_in: int, bytes_out: int, upstream_reused: bool, detail: str
+    ) -> None:
+        # Written out, since it is made once a request: see core/events.py.
+        self.kind = kind
+        self.status = status
+        self.bytes_in = bytes_in
+        self.bytes_out = bytes_out
+        self.upstream_reused = upstream_reused
+        self.detail = detail
 
 
 class UpstreamFault(str, enum.Enum):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from drover_proxy.wire import answers
 from drover_proxy.wire.contract import BodyPlan, Kind, Outcome, UpstreamError, UpstreamFault, Watch
@@ -18,8 +18,13 @@ if TYPE_CHECKING:
     from drover_proxy.wire.pool import Upstream
 
 
-DONE, RELAYING, MAKING, HELD = State.DONE, State.RELAYING, State.MAKING, State.HELD  # cheap to look up
-READY = Event.READY
+HEAD_TAKEN: Final = State.BODY  # as globals, cheap to look up
+DONE: Final = State.DONE
+RELAYING: Final = State.RELAYING
+MAKING: Final = State.MAKING
+HELD: Final = State.HELD
+READY: Final = Event.READY
+NO_BODY: Final = BodyPlan.NONE
 
 
 class Exchange:
@@ -99,8 +104,8 @@ class Exchange:
         self.bytes_out = 0
         # The rest is the wire's own.
         self.connection: ClientConnection = connection
-        self.plan: BodyPlan = BodyPlan.NONE
-        self.state = State.BODY
+        self.plan: BodyPlan = NO_BODY
+        self.state: State = HEAD_TAKEN
         self.relay: Relay | None = None
         self.reused = False
         self.body_began = False  # a streamed body has begun to flow: it can't be had again
@@ -310,6 +315,7 @@ class Exchange:
             self.connection.handler.finished(self, outcome)
         except Exception as trouble:  # noqa: BLE001 - as in begin
             self._report(trouble)
+        self.context = None  # it knows this exchange: without the circle both go at once
 
     def refuse(self, error: BadRequest) -> None:
         """Answer a request whose body can't be served; too late for that, cut the client off."""

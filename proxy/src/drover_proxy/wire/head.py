@@ -11,7 +11,7 @@ checked first, and llhttp has to agree.
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, Final
 
 import httptools
 
@@ -24,6 +24,8 @@ HOST = re.compile(rb"[A-Za-z0-9.\-_~%!$&'()*+,;=:\[\]]*")
 ABSOLUTE = re.compile(rb"https?://([^/?#@]+)([/?].*)?", re.IGNORECASE)
 LENGTH = re.compile(rb"[0-9]{1,18}")
 MEMO_BYTES = 4096  # a longer head isn't kept
+ZERO: Final = 0x30
+NINE: Final = 0x39
 
 
 START = re.compile(rb"(?:\r\n)?[!#$%&'*+\-.^_`|~0-9A-Za-z]+ (?:https?://[^/?#@ ]+)?(/[!-~]*) ", re.IGNORECASE)
@@ -108,7 +110,7 @@ class HeadParser:
 
     def parse(self, raw: bytes, limits: Limits) -> None:
         """Take a whole head, its empty line included; fill the attributes or raise BadRequest."""
-        if self._same is not None and self._repeated(raw, *self._same):
+        if self.again(raw) == len(raw):
             return
         self._same = None
         self.memo = Memo()
@@ -136,6 +138,26 @@ class HeadParser:
         if self.length:
             self._agree = False  # llhttp isn't shown plain bodies: there is nothing in them to agree about
 
+    def again(self, data: bytes) -> int:
+        """Take a head that is the one before but for the digits of its length; return its size, else 0."""
+        same = self._same
+        if same is None or not data.startswith(same[0]):
+            return 0
+        before, after = same
+        start = end = len(before)
+        if after:
+            most = min(len(data), start + 18)
+            length = 0
+            while end < most and ZERO <= data[end] <= NINE:
+                length = length * 10 + data[end] - ZERO
+                end += 1
+            if end == start or data[end : end + len(after)] != after:
+                return 0
+            self.length = length
+            self.fields = self.fields.copy()
+            self.fields[self._length_at] = (b"content-length", data[start:end])
+        return end + len(after)
+
     def _remember(self, raw: bytes) -> None:
         """Keep this head until the next: a client that stays mostly changes nothing but the length."""
         if not self.length:
@@ -146,20 +168,6 @@ class HeadParser:
         start = raw.index(value, start)
         self._same = (raw[:start], raw[start + len(value) :])
         self._length_at = self.fields.index((name, value))
-
-    def _repeated(self, raw: bytes, before: bytes, after: bytes) -> bool:
-        """Say whether this head is the one before but for the digits of its length; if so, take them."""
-        if not after:
-            return raw == before
-        if not (raw.startswith(before) and raw.endswith(after)):
-            return False
-        digits = raw[len(before) : len(raw) - len(after)]
-        if not digits.isdigit() or len(digits) > 18:
-            return False
-        self.length = int(digits)
-        self.fields = self.fields.copy()
-        self.fields[self._length_at] = (b"content-length", digits)
-        return True
 
     def _check(self, raw: bytes) -> None:
         """Let llhttp see the head, and refuse it if llhttp does."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from drover_proxy.wire import headers
 from drover_proxy.wire.answerhead import AnswerHead, Framing
@@ -20,19 +20,19 @@ if TYPE_CHECKING:
     from drover_proxy.wire.pool import Upstream
 
 TARGET = re.compile(rb"[!-~]+")
-COPY_BYTES = 16 * KIB  # above this, two writes are cheaper than one copy
-FOREVER = float("inf")
-WITH_BODY = frozenset((b"POST", b"PUT", b"PATCH"))  # their length is told even when it is nothing
+COPY_BYTES: Final = 16 * KIB  # above this, two writes are cheaper than one copy
+FOREVER: Final = float("inf")
+WITH_BODY: Final = frozenset((b"POST", b"PUT", b"PATCH"))  # their length is told even when it is nothing
 UNTOUCHED = frozenset((UpstreamFault.DIAL, UpstreamFault.CONNECT_TIMEOUT))  # the request was never sent
 
 
-STREAM = BodyPlan.STREAM
-CONNECTED, ANSWER, ANSWER_END = (
-    Event.CONNECTED,
-    Event.ANSWER,
-    Event.ANSWER_END,
-)  # as globals, cheap to look up
-BY_CHUNKS, BY_CLOSE = Framing.CHUNKED, Framing.CLOSE
+STREAM: Final = BodyPlan.STREAM  # as globals, cheap to look up
+CONNECTED: Final = Event.CONNECTED
+ANSWER: Final = Event.ANSWER
+ANSWER_END: Final = Event.ANSWER_END
+COMPLETE: Final = Kind.COMPLETE
+BY_CHUNKS: Final = Framing.CHUNKED
+BY_CLOSE: Final = Framing.CLOSE
 
 
 class Relay:
@@ -67,7 +67,7 @@ class Relay:
         extra: bytes,
         watch: Watch | None,
     ) -> None:
-        if target is not None and TARGET.fullmatch(target) is None:
+        if target is not None and target is not exchange.path and TARGET.fullmatch(target) is None:
             raise ValueError(f"a target must be free of white space and control bytes: {target!r}")
         self.exchange = exchange
         self.watch = watch
@@ -225,7 +225,7 @@ class Relay:
     def last(self, connection: UpstreamConnection, head: bytes, data: bytes) -> None:
         """Relay the last piece, if the watch agrees that it is; `head` when it came along with it."""
         exchange, watch = self.exchange, self.watch
-        kind = Kind.COMPLETE
+        kind = COMPLETE
         if watch is not None:
             error = watch.error() if exchange.status < 400 else None  # else the status tells it
             if error is not None:

@@ -47,6 +47,8 @@ class Server:
         self.requests = 0
         self.draining = False
         self.clock = time.monotonic
+        self.soon: Callable[[Callable[[], None]], object] = _soon
+        """Does something after others had their turn."""
         self.now = time.monotonic()
         """The clock as of the last sweep: good enough for limits, and free."""
         self._by_peer: Counter[str] = Counter()
@@ -76,8 +78,8 @@ class Server:
             self._sweep()
         make, backlog = self.connection, BACKLOG
         bound: list[str] = []
+        listener: Any  # uvloop's has a list of sockets where asyncio's has a tuple
         for place in where:
-            listener: asyncio.AbstractServer | Handshakes
             if tls is not None:
                 listener = Handshakes(self, _listening(place), tls)
                 self._handshakes.append(listener)
@@ -245,10 +247,6 @@ class Server:
         if not self.connections:
             self._empty.set()
 
-    def soon(self, work: Callable[[], None]) -> None:
-        """Do this after others had their turn."""
-        asyncio.get_running_loop().call_soon(work)
-
     def number(self) -> int:
         """Give the next request its number."""
         self.requests += 1
@@ -281,6 +279,10 @@ def _listening(place: str | socket.socket) -> socket.socket:
     host, _, port = place.rpartition(":")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     return socket.create_server((host.strip("[]"), int(port)), family=family, backlog=BACKLOG)
+
+
+def _soon(work: Callable[[], None]) -> None:
+    asyncio.get_running_loop().call_soon(work)
 
 
 def _name(sock: socket.socket) -> str:

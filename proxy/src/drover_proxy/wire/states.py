@@ -16,6 +16,7 @@
 from __future__ import annotations
 
 import enum
+from typing import Final
 
 
 class State(enum.IntEnum):
@@ -55,7 +56,7 @@ class Event(enum.IntEnum):
     """The client left."""
 
 
-class IllegalTransition(RuntimeError):  # noqa: N818 - named after what happened
+class IllegalTransition(Exception):  # noqa: N818 - named after what happened
     """An event came in a state in which it has no place: a bug of the caller."""
 
 
@@ -82,7 +83,7 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
     (State.MAKING, Event.LEFT): State.DONE,
 }
 
-NEXT: tuple[tuple[State | None, ...], ...] = tuple(
+NEXT: Final[tuple[tuple[State | None, ...], ...]] = tuple(
     tuple(TRANSITIONS.get((state, event)) for event in Event) for state in State
 )
 

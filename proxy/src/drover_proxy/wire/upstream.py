@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import httptools
 
@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from drover_proxy.wire.relay import Relay
 
 
-NONE, BY_LENGTH, CHUNKED, CLOSE = Framing  # as globals, they are cheap to look up
+NONE: Final = Framing.NONE  # as globals, they are cheap to look up
+BY_LENGTH: Final = Framing.LENGTH
+CHUNKED: Final = Framing.CHUNKED
+CLOSE: Final = Framing.CLOSE
 
 _NOT_CONNECTED = asyncio.Transport()
 
@@ -169,18 +172,20 @@ class UpstreamConnection:
         """Take the head of the answer, and whatever came with it."""
         self._buffer = b""
         try:
+            heads = self.pool.heads
             while True:
-                end = data.find(b"\r\n\r\n") + 4
-                if end == 3:
-                    self._partial_head(data)
-                    return
-                raw, rest = data[:end], data[end:]
-                head = self.pool.heads.read(raw)
+                head = heads.again(data)
+                if head is None:
+                    end = data.find(b"\r\n\r\n") + 4
+                    if end == 3:
+                        self._partial_head(data)
+                        return
+                    head = heads.read(data[:end])
                 if head.status >= 200:
                     break
                 relay.interim(head.status, head.relayed + b"\r\n")
-                data = rest
-            rest = self._begin_body(head, raw, rest)
+                data = data[head.size :]
+            rest = self._begin_body(head, data)
         except (BadAnswer, httptools.HttpParserError) as error:
             self.close()
             relay.failed(UpstreamFault.BAD_ANSWER, f"it sent a malformed answer: {error}")
@@ -196,8 +201,9 @@ class UpstreamConnection:
             raise BadAnswer(fault)
         self._buffer = data
 
-    def _begin_body(self, head: AnswerHead, raw: bytes, rest: bytes) -> bytes:
-        """Get ready for the body; give what of it is here already."""
+    def _begin_body(self, head: AnswerHead, data: bytes) -> bytes:
+        """Get ready for the body; give what of it is here already, behind the head."""
+        rest = data[head.size :]
         self.in_body = self.line_end = True
         self.reusable = head.keep_alive
         self.complete = self._surplus = False
@@ -208,7 +214,7 @@ class UpstreamConnection:
             if self._llhttp is None or not self._llhttp_whole:
                 self._llhttp = httptools.HttpResponseParser(self)
             self._llhttp_whole = False
-            self._llhttp.feed_data(raw)
+            self._llhttp.feed_data(data[: head.size])
         elif framing is NONE:
             self.complete = True
             self.reusable = self.reusable and not rest
