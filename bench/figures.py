@@ -114,7 +114,7 @@ def _figures(rows: Rows, name: str) -> Line:
     )
     failures = [row["failed"] if row is not None else None for cell in streams for row in ours[cell]]
     failed = None if not failures or None in failures else int(sum(f for f in failures if f is not None))
-    most_open = median(rows, name, most, "open_peak")
+    held = median(rows, name, most, "open_peak") if most.startswith("held") else None
     at_rest = median(rows, name, "rest", "rest_bytes") or median(rows, name, most, "rest_bytes")
     return {
         "rps": _rounded(median(rows, name, asked, "rps"), 0),
@@ -132,7 +132,7 @@ def _figures(rows: Rows, name: str) -> Line:
         "ttfb_added_p99_ms_at_1000": _rounded(median(rows, name, chunked, "ttfb_added_p99_ms"), 2),
         "bytes_per_stream": _rounded(median(rows, name, most, "stream_bytes"), 0),
         "bytes_per_stream_at": _number(most)[0] if streams else None,
-        "streams_not_open": None if most_open is None else round(_number(most)[0] - most_open),
+        "streams_not_open": None if held is None else round(_number(most)[0] - held),
         "failed_streams": failed,
         "rss_at_rest_bytes": _rounded(at_rest, 0),
         "stall_ms": _rounded(median(rows, name, "stall", "stall_ms"), 1),
