@@ -21,7 +21,8 @@ RECORD = {
         "nginx": {"rest": {"rest_bytes": [18e6] * 3, "idle_ms_per_second": [0.04] * 3, "rounds": 1}},
     },
     "final": figures.final({}, "", "compiled")
-    | {"cpu_per_request_vs_nginx": 2.5, "stall_ms": 10.0, "stall_ms_pure": 12.5},
+    | {"cpu_per_request_vs_nginx": 2.5, "stall_ms": 10.0, "stall_ms_pure": 12.5}
+    | {"bytes_per_stream": 10240, "bytes_per_stream_at": 5000},
 }
 
 
@@ -32,6 +33,7 @@ def test_a_record_becomes_tables_with_its_bars():
     assert "drover is the compiled proxy." in shown
     assert "| CPU a request, times nginx | 2.5 | 2 | **missed** | not measured |" in shown
     assert "| stall by a body of 5 MB, ms | 10 | 20 | met | 12.5 |" in shown
+    assert "| memory a stream, KiB, of 5,000 | 10 | 24 | met | not measured |" in shown
     assert "| CPU a request, times Go | not measured | 0.4 |  | not measured |" in shown
     assert "| drover | 20.0 | 30.0 | 10.0 [9.0-11.0] |" in shown
     assert "| nginx | 18.0 | 0.0 |" in shown
