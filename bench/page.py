@@ -131,9 +131,8 @@ def _bars(final: Row) -> str:
     for key, words in WORDS.items():
         value, bar = final.get(key), BARS.get(key)
         verdict = "" if value is None or bar is None else "met" if value <= bar else "**missed**"
-        if key == "bytes_per_stream" and value is not None:
-            words += f", of {final['bytes_per_stream_at']:,}"
-        rows.append([words, _shown(key, value), "" if bar is None else _shown(key, bar), verdict])
+        of = f", of {final['bytes_per_stream_at']:,}" if key == "bytes_per_stream" and value else ""
+        rows.append([words + of, _shown(key, value), "" if bar is None else _shown(key, bar), verdict])
         if pure:
             rows[-1].append(_shown(key, final.get(f"{key}_pure")))
     heads = ["measure", "drover", "at most", ""] + ["drover-pure"] * pure
