@@ -39,7 +39,21 @@ TRICKS = {
     "nested": f'{{"options":{{"model":{OTHER}}},"model":{ALLOWED},{REST}}}',
     "a list": f'[{{"model":{OTHER},{REST}}}]',
     "a byte order mark": f'\ufeff{{"model":{OTHER},{REST}}}',
-    "not UTF-8": None,
+    "not UTF-8": f'{{"model":{OTHER},'.encode() + b'"prompt":"\xff","stream":false}',
+    "a name not in UTF-8": f'{{"model":{ALLOWED},"mo?del":{OTHER},{REST}}}'.encode().replace(b"?", b"\xff"),
+    "half a character": f'{{"model":{OTHER},"prompt":"\\ud800","stream":false}}',
+    "half a character in the name": f'{{"model":{ALLOWED},"model\\ud800":{OTHER},{REST}}}',
+    "long s": f'{{"model":{OTHER},"prompt":"Hello","\u017ftream":false}}',
+    "Kelvin": f'{{"model":{OTHER},"\u212aeep_alive":0,{REST}}}',
+    "wide letters": f'{{"model":{ALLOWED},"\uff4d\uff4f\uff44\uff45\uff4c":{OTHER},{REST}}}',
+    "no number": f'{{"model":{OTHER},"x":NaN,{REST}}}',
+    "a huge number": f'{{"model":{OTHER},"x":1e99999,{REST}}}',
+    "a long number": f'{{"model":{OTHER},"x":{"9" * 4000},{REST}}}',
+    "deep": f'{{"model":{OTHER},"x":{"[" * 800}{"]" * 800},{REST}}}',
+    "too deep": f'{{"model":{OTHER},"x":{"[" * 20000}{"]" * 20000},{REST}}}',
+    "a comment": f'{{/**/"model":{OTHER},{REST}}}',
+    "a comma too many": f'{{"model":{OTHER},{REST},}}',
+    "single quotes": f"{{'model':{OTHER},{REST}}}",
     "another case": f'{{"model":"LLAMA3.1:8B",{REST}}}',
     "spelt out": f'{{"model":"registry.ollama.ai/library/llama3.1:8b",{REST}}}',
     "a scheme": f'{{"model":"https://registry.ollama.ai/library/llama3.1:8b",{REST}}}',
@@ -51,10 +65,8 @@ TRICKS = {
 
 def body_of(trick):
     """Return the bytes of a trick."""
-    text = TRICKS[trick]
-    return (
-        f'{{"model":{OTHER},'.encode() + b'"prompt":"\xff","stream":false}' if text is None else text.encode()
-    )
+    body = TRICKS[trick]
+    return body if isinstance(body, bytes) else body.encode()
 
 
 @pytest.fixture(scope="module")

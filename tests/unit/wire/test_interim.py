@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tests.support import eventually_async
 from tests.unit.wire.rig import World, answer, post
 
 
@@ -19,3 +20,13 @@ async def test_stale_connection_after_an_interim_answer_is_not_retried(world: Wo
     await client.until(b"502")
     assert len(world.origin.peers) == 1
     assert ("failed", 2, "closed", False) in world.handler.story
+
+
+async def test_http10_knows_none_of_them(world: World):
+    """A client of HTTP/1.0 would take a 1xx for its answer."""
+    client = await world.client(b"POST / HTTP/1.0\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n")
+    await eventually_async(lambda: bool(world.handler.exchanges))
+    client.send(b"{}")
+    upstream = await world.origin.request(end=b"{}")
+    upstream.send(b"HTTP/1.1 103 Early Hints\r\n\r\n" + answer())
+    assert (await client.until_closed()).startswith(b"HTTP/1.1 200 OK\r\n")
