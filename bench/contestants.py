@@ -13,9 +13,9 @@ from pathlib import Path
 
 from bench import answers, deployed, traffic
 from bench.builds import Build
-from bench.figures import PURE
+from bench.figures import GO_POOLED, PURE
 from bench.processes import BenchError, Child, free_ports, start, wait_for
-from bench.provide import GO_POOLED, HERE, Tools
+from bench.provide import HERE, Tools
 
 NGINX = """
 {user}

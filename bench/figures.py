@@ -14,6 +14,8 @@ CONNECTIONS, STREAMS = 64, 1000
 """What the ratios of the last line are taken at."""
 PURE = "drover-pure"
 """The interpreted proxy, beside `drover`, which is the compiled one where that can be made."""
+GO_POOLED = "go-pooled"
+"""Go's ReverseProxy with a pool for its buffers; the bars are of the one without, `go`."""
 STREAMED = ("streams", "ndjson", "held")
 """Kinds of cells that are streams: server-sent events, Ollama's own lines, and slow ones."""
 BARS = {
@@ -124,6 +126,7 @@ def _figures(rows: Rows, name: str) -> Line:
         "rps_vs_nginx": ratio(rows, asked, "rps", name, "nginx"),
         "cpu_per_request_vs_nginx": ratio(rows, asked, "cpu_us", name, "nginx"),
         "cpu_per_request_vs_go": ratio(rows, asked, "cpu_us", name, "go"),
+        "cpu_per_request_vs_go_pooled": ratio(rows, asked, "cpu_us", name, GO_POOLED),
         "cpu_per_request_vs_vllm_router": ratio(rows, asked, "cpu_us", name, "vllm-router"),
         "cpu_per_chunk_vs_go": ratio(rows, chunked, "cpu_us", name, "go"),
         "cpu_per_chunk_vs_nginx": ratio(rows, chunked, "cpu_us", name, "nginx"),

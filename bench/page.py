@@ -21,6 +21,7 @@ Row = Mapping[str, Any]
 WORDS = {
     "cpu_per_request_vs_nginx": "CPU a request, times nginx",
     "cpu_per_request_vs_go": "CPU a request, times Go",
+    "cpu_per_request_vs_go_pooled": "CPU a request, times Go with a pool for its buffers",
     "cpu_per_request_vs_vllm_router": "CPU a request, times vllm-router",
     "cpu_per_chunk_vs_go": "CPU a chunk, times Go",
     "cpu_per_chunk_vs_nginx": "CPU a chunk, times nginx",

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from bench import builds, figures
 from bench.builds import Build
-from bench.figures import PURE
+from bench.figures import GO_POOLED, PURE
 from bench.processes import BenchError
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -22,7 +22,6 @@ HERE = PROJECT / "bench"
 BUILT = PROJECT / "build" / "bench"
 INSTALL_SECONDS = 420
 """One installation; what isn't there by then is left out."""
-GO_POOLED = "go-pooled"
 PACKAGES = {"nginx": "nginx-light", "gcc": "gcc", "taskset": "util-linux", "venv": "python3-venv"}
 MODULES = ("httptools", "msgspec", "uvloop", "yaml")
 

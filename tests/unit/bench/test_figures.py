@@ -16,6 +16,7 @@ LINE_KEYS = {
     "rps_vs_nginx",
     "cpu_per_request_vs_nginx",
     "cpu_per_request_vs_go",
+    "cpu_per_request_vs_go_pooled",
     "cpu_per_request_vs_vllm_router",
     "cpu_per_chunk_vs_go",
     "cpu_per_chunk_vs_nginx",
@@ -81,6 +82,7 @@ def whole_run():
             "streams/1000": [streamed(16.0)],
             "ndjson/1000": [streamed(18.0)],
         },
+        "go-pooled": {"requests/64": [asked(75.0)] * 3},
         "vllm-router": {"requests/64": [asked(80.0)] * 3},
         "direct": {"streams/1000": [streamed(4.0, 0.5)]},
     }
@@ -151,6 +153,7 @@ def test_the_last_line_of_a_whole_run():
     assert line["rps"] == 900
     assert line["cpu_per_request_us"] == 30.0
     assert line["cpu_per_request_vs_go"] == 0.3
+    assert line["cpu_per_request_vs_go_pooled"] == 0.4
     assert line["cpu_per_request_vs_vllm_router"] == 0.375
     assert line["cpu_per_chunk_vs_go"] == 0.75
     assert line["cpu_per_chunk_vs_nginx"] == 1.2
@@ -160,7 +163,7 @@ def test_the_last_line_of_a_whole_run():
     assert line["stall_ms"] == 12.3  # of 33.34, 29 and 36, less the 21 of the quietest round alone
 
 
-@pytest.mark.parametrize("gone", ["nginx", "go", "vllm-router", "direct"])
+@pytest.mark.parametrize("gone", ["nginx", "go", "go-pooled", "vllm-router", "direct"])
 def test_a_peer_that_could_not_be_had_leaves_null(gone):
     """No ratio is ever made up."""
     rows = whole_run()
@@ -168,8 +171,8 @@ def test_a_peer_that_could_not_be_had_leaves_null(gone):
 
     line = last(rows)
 
-    name = {"direct": "ttfb_added", "vllm-router": "vllm_router"}.get(gone, f"vs_{gone}")
-    about = [key for key in line if name in key]
+    name = {"direct": "ttfb_added", "vllm-router": "vllm_router"}.get(gone, f"vs_{gone}").replace("-", "_")
+    about = [key for key in line if key.endswith(name) or key.startswith(name)]
     assert about
     assert all(line[key] is None for key in about)
 
