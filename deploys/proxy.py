@@ -11,7 +11,7 @@ from typing import Any
 from pyinfra import host
 from pyinfra.api import operation
 
-from deploys.lib import apt, compiled, operations, serving, wheelhouse
+from deploys.lib import apt, builds, operations, serving, wheelhouse
 from deploys.lib.facts import FileState, FileStateFact, Lines
 from deploys.lib.instances import GpuUuids, UnknownGpuError, bound, planned
 from deploys.lib.operations import Commands
@@ -29,14 +29,21 @@ WARM = f"{serving.LIBRARY}/warmup.py"
 # The python3 of each distribution, for a host that hasn't got it yet.
 PYTHONS = {"debian12": "3.11", "debian13": "3.13", "ubuntu2204": "3.10", "ubuntu2404": "3.12"}
 
-# $0 is the bundle, $1 the release's folder. A venv can't be moved, so it is made in its place; nothing points
-# to it before its mark is there.
+# $0 is the bundle, $1 the release's folder, $2 its build, $3 what to do when that doesn't start. A venv can't
+# be moved, so it is made in its place; nothing points to it before its mark is there, and the mark comes when
+# all that serves could be imported here. Machine code of another Python would be passed over in silence.
 INSTALL = (
-    'set -eu; umask 022; rm -rf -- "$1"; new=$(mktemp -d); trap \'rm -rf -- "$new" "$0"\' EXIT; '
+    'set -eu; umask 022; rm -rf -- "$1"; new=$(mktemp -d); '
+    'trap \'rm -rf -- "$new" "$0"; [ -e "$1/.complete" ] || rm -rf -- "$1"\' EXIT; '
     'tar -x -f "$0" -C "$new" --no-same-owner; python3 -m venv "$1"; '
     '"$1/bin/python" -m pip install -q --disable-pip-version-check --no-index --no-cache-dir '
     '--find-links "$new" --require-hashes -r "$new/requirements.txt"; '
-    '"$1/bin/drover-proxy" --version; touch -- "$1/.complete"'
+    'said=$("$1/bin/drover-proxy" --version) && '
+    '"$1/bin/python" -I -c "import uvloop, drover_proxy.app.service" && '
+    'case $said in *"($2)") true;; *) echo "it is $said, and should be $2" >&2; false;; esac || '
+    '{ echo "the new release of the proxy, $2, doesn\'t start on this host; the one before stays." '
+    '"Next: $3" >&2; exit 1; }; '
+    'touch -- "$1/.complete"'
 )
 CHECK = (
     '"$2/bin/drover-proxy" check "$0" || { rm -f -- "$0"; echo "nothing was put in place" >&2; exit 1; }; '
@@ -48,6 +55,7 @@ def preflight(ctx: Context) -> None:
     """Refuse a door without keys, unless it is meant to be open."""
     values = ctx.vars
     if not values["proxy_enabled"]:
+        builds.passed_over()
         raise SkipLayerError
     if not values["proxy_keys"] and not values["proxy_open"]:
         ctx.refuse(
@@ -66,14 +74,7 @@ def preflight(ctx: Context) -> None:
     architecture = ctx.machine.architecture or "amd64"
     if architecture not in wheelhouse.MACHINES:
         ctx.refuse(f"the proxy has no wheels for {architecture}")
-    ctx.notes["target"] = wheelhouse.Target(python, architecture, values["proxy_compiled"])
-    if values["proxy_compiled"]:
-        libc = "".join(host.get_fact(Lines, script="getconf GNU_LIBC_VERSION")).removeprefix("glibc").strip()
-        if reason := compiled.lacking(python, wheelhouse.MACHINES[architecture], libc):
-            ctx.refuse(
-                f"proxy_compiled is set, but {reason}. Next: run the deploy from a machine that is like the "
-                "host, or set proxy_compiled: false"
-            )
+    ctx.notes["target"] = builds.chosen(ctx, wheelhouse.Target(python, architecture), RELEASES)
     ctx.notes["release"] = wheelhouse.release_name(ctx.notes["target"])
     ctx.notes["admin"] = f"http://127.0.0.1:{values['monitoring_listen'].rpartition(':')[2]}"
 
@@ -102,7 +103,7 @@ def release(folder: str, target: wheelhouse.Target) -> Commands:
     """Have the proxy installed in a virtual environment of its own, from a bundle made on the controller.
 
     + folder: where it goes
-    + target: the host's Python and architecture
+    + target: the host's Python and architecture, and the build
     """
     if host.get_fact(Lines, script=f"ls {folder}/.complete"):
         host.noop(f"{folder} is there")
@@ -115,7 +116,8 @@ def release(folder: str, target: wheelhouse.Target) -> Commands:
         return
     archive = f"/var/cache/drover/{bundle.name}"
     yield from operations.upload._inner(src=bundle, dest=archive)  # noqa: SLF001 - pyinfra's way to nest
-    yield operations.script(INSTALL, archive, folder)
+    advice = "set proxy_compiled: false for this host, and report this" if target.compiled else "report this"
+    yield operations.script(INSTALL, archive, folder, target.build, advice)
 
 
 def configure(ctx: Context) -> None:
@@ -206,13 +208,19 @@ def activate(ctx: Context) -> None:
 
 def verify(ctx: Context) -> None:
     """Prove that the proxy is ready, that its door answers, and that the warm models are loaded."""
-    admin = ctx.notes["admin"]
+    admin, build = ctx.notes["admin"], ctx.notes["target"].build
     operations.gate(
         name="See that the proxy is ready",
         probe=f"curl -sS -m 5 -o /dev/null -w '%{{http_code}}' {admin}/readyz | grep -qx 200 || "
         f"{{ curl -sS -m 5 {admin}/readyz; exit 1; }}",
         message="The proxy isn't ready. Next: journalctl -u drover-proxy",
         timeout_seconds=60,
+    )
+    operations.gate(
+        name="See that the build runs that was laid",
+        probe=f'curl -fsS -m 5 {admin}/drover/v1/state | grep -Eo \'"build": ?"[a-z]+"\' | grep -q {build}',
+        message=f"The proxy that runs isn't {build}. Next: systemctl restart drover-proxy",
+        timeout_seconds=20,
     )
     operations.gate(
         name="See that the door answers",
@@ -254,7 +262,11 @@ def record(ctx: Context) -> None:
     operations.record(
         name="Record what is there",
         layer=ctx.layer,
-        values={"release": ctx.notes["release"], "python": ctx.notes["target"].python},
+        values={
+            "release": ctx.notes["release"],
+            "python": ctx.notes["target"].python,
+            "build": ctx.notes["target"].build,
+        },
     )
 
 

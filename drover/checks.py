@@ -34,6 +34,10 @@ TYPE_WORDS = {
     "dict": "a mapping (dict)",
     "raw": "any value",
 }
+# What YAML 1.1 and people take for a truth, when it isn't bare.
+BOOLEANS = dict.fromkeys(("true", "yes", "on", "1", "always"), True) | dict.fromkeys(
+    ("false", "no", "off", "0", "never"), False
+)
 
 
 def _is_int(value: object) -> bool:
@@ -99,7 +103,7 @@ def check(path: str, value: object, option: Spec, *, secret: bool = False) -> It
         yield Finding(path, TYPE_WORDS[kind], describe(value, secret=secret), next_command=hint)
         return
     choices = option.get("choices")
-    if choices is not None and kind != "list" and value not in choices:
+    if choices is not None and kind != "list" and not _is_among(value, choices):
         yield _not_a_choice(path, value, choices, secret=secret)
     if kind == "list":
         yield from _check_list(path, value, option, secret=secret)
@@ -107,14 +111,35 @@ def check(path: str, value: object, option: Spec, *, secret: bool = False) -> It
         yield from _check_dict(path, value, option["options"], secret=secret)
 
 
+def _is_among(value: object, choices: list[Any]) -> bool:
+    """Say whether a value is one of the choices, where 1 isn't true."""
+    is_truth = isinstance(value, bool)
+    return any(value == choice and isinstance(choice, bool) == is_truth for choice in choices)
+
+
+def as_written(choice: object) -> str:
+    """Return a choice as it stands in a fleet's YAML."""
+    return json.dumps(choice) if isinstance(choice, bool) else str(choice)
+
+
 def _not_a_choice(path: str, value: object, choices: list[Any], *, secret: bool) -> Finding:
-    words = [str(choice) for choice in choices]
+    words = [as_written(choice) for choice in choices]
+    nearest = None if secret else nearest_of(as_written(_as_bool(value, choices)), words)
+    is_quoted = nearest in {"true", "false"} and isinstance(value, str)
     return Finding(
         path,
         "one of " + ", ".join(words),
         describe(value, secret=secret),
-        nearest=None if secret else nearest_of(value, words),
+        nearest=nearest,
+        next_command=f"write {nearest} without quotes" if is_quoted else None,
     )
+
+
+def _as_bool(value: object, choices: list[Any]) -> object:
+    """Return the truth that a value was probably meant to be, where a truth is among the choices."""
+    if True in choices and str(value).lower() in BOOLEANS:
+        return BOOLEANS[str(value).lower()]
+    return value
 
 
 def _check_list(path: str, value: Any, option: Spec, *, secret: bool) -> Iterator[Finding]:

@@ -23,6 +23,8 @@ import yaml
 from drover_proxy.config.page import page as proxy_config
 from drover_proxy.dialect.page import page as proxy_http
 
+from drover.checks import as_written
+
 PROJECT = Path(__file__).resolve().parent.parent
 REFERENCE = PROJECT / "docs" / "reference"
 LAYERS = (
@@ -45,7 +47,7 @@ def cell(value: object) -> str:
 def kind(option: dict[str, Any]) -> str:
     """Return an option's type as an operator would say it: `list of str`, `one of a, b`."""
     if "choices" in option:
-        return "one of " + ", ".join(f"`{choice}`" for choice in option["choices"])
+        return "one of " + ", ".join(f"`{as_written(choice)}`" for choice in option["choices"])
     if option.get("type") == "list" and "elements" in option:
         return f"list of {option['elements']}"
     return str(option.get("type", "str"))

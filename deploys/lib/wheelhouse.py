@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from packaging.markers import Marker
+from pyinfra import logger
 
 from deploys.lib import compiled
 from deploys.lib.compiled import CACHE, PROXY
@@ -46,6 +47,11 @@ class Target:
         """Return the kernel's name of the architecture."""
         return MACHINES[self.architecture]
 
+    @property
+    def build(self) -> str:
+        """Return what `drover-proxy --version` calls it."""
+        return "compiled" if self.compiled else "interpreted"
+
 
 def version() -> str:
     """Return the version of the proxy in this checkout."""
@@ -64,7 +70,10 @@ def sources() -> str:
 
 
 def release_name(target: Target) -> str:
-    """Return the name of the release: its version, and a hash of sources, lock and target."""
+    """Return the name of the release: its version, and a hash of sources, lock and target.
+
+    It is the same from every controller, so that two who deploy by turns change nothing.
+    """
     text = f"{sources()} {target.python} {target.architecture}{' compiled' * target.compiled}"
     return f"{version()}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
@@ -126,7 +135,7 @@ def _make(target: Target, file: Path) -> None:
     with tempfile.TemporaryDirectory(dir=CACHE) as made:
         folder = Path(made)
         if target.compiled:
-            own = compiled.wheel()
+            own = compiled.wheel(logger.info)
         else:
             _pip("wheel", "--no-build-isolation", "--no-deps", "-w", made, str(PROXY))
             own = next(folder.glob("*.whl"))

@@ -36,8 +36,9 @@ from drover.inventory import pyinfra_groups
 
 groups = pyinfra_groups(Path(__file__).parent)
 machines = {machines!r}
+answers = {answers!r}
 for name, data in groups["all"]:
-    data["fake_responses"] = {{"== kernel": machines[name]}}
+    data["fake_responses"] = {{"== kernel": machines[name], **answers.get(name, {{}})}}
     data["fake_delay"] = data["fake_delay_jitter"] = 0
 globals().update(groups)
 """
@@ -45,10 +46,17 @@ globals().update(groups)
 
 @pytest.fixture
 def run(tmp_path):
-    """Write a fleet of fake hosts, name to PCI device id, and run pyinfra on it."""
+    """Write a fleet of fake hosts, name to PCI device id, and run pyinfra on it.
+
+    `answers` has for a host what it says to commands that contain a text.
+    """
 
     def start(
-        hosts, *arguments, deploys=("deploys/nvidia_driver.py", "deploys/container_toolkit.py"), **variables
+        hosts,
+        *arguments,
+        deploys=("deploys/nvidia_driver.py", "deploys/container_toolkit.py"),
+        answers=None,
+        **variables,
     ):
         (tmp_path / "key.gpg").write_bytes(KEY)
         common = {
@@ -62,7 +70,7 @@ def run(tmp_path):
         tree = {"all": {"hosts": {name: {} for name in hosts}, "vars": common}}
         (tmp_path / "hosts.yml").write_text(json.dumps(tree))
         machines = {name: MACHINE.format(device=device) for name, device in hosts.items()}
-        (tmp_path / "inventory.py").write_text(INVENTORY.format(machines=machines))
+        (tmp_path / "inventory.py").write_text(INVENTORY.format(machines=machines, answers=answers or {}))
         command = [
             str(Path(sys.executable).with_name("pyinfra")),
             *arguments,

@@ -78,6 +78,32 @@ def test_a_choice_names_the_nearest():
     ]
 
 
+@pytest.mark.parametrize("value", ["auto", True, False])
+def test_a_choice_may_be_a_truth(value):
+    """What an operator has as a bool goes on working."""
+    assert texts(proxy_compiled=value) == []
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("true", '"true" (str). Nearest: true. Next: write true without quotes'),
+        ("off", '"off" (str). Nearest: false. Next: write false without quotes'),
+        (1, "1 (int). Nearest: true."),
+        (0, "0 (int). Nearest: false."),
+        ("Auto", '"Auto" (str). Nearest: auto.'),
+        ("automatic", '"automatic" (str). Nearest: auto.'),
+        (["auto"], '["auto"] (list). Nearest: auto.'),
+        ("mypyc", '"mypyc" (str).'),
+    ],
+)
+def test_what_is_nearly_a_truth_names_the_nearest(value, said):
+    """1 isn't true, and a quoted true isn't either; what was meant is named."""
+    assert texts(proxy_compiled=value) == [
+        f"a: proxy_compiled: expected one of auto, true, false, got {said}"
+    ]
+
+
 def test_an_unknown_name_with_a_layers_prefix_names_the_nearest():
     """A misspelt variable of ours is an error with the right name."""
     (found,) = texts(nvidia_driver_brnach="580")
