@@ -27,7 +27,16 @@ PYINFRA_LOG = PROJECT / ".cache" / "demo" / "pyinfra.log"
 
 # What pyinfra prints as it starts an operation; ours are named `layer | stage | Sentence`.
 OPERATION = re.compile(r"Starting operation: (?P<layer>[a-z_]+) \| (?P<stage>[a-z]+) \| (?P<what>.*?)\s*$")
+# What it says of the proxy's build: that it takes a minute, or which hosts it can't be made for.
+BUILD = re.compile("(?:compil(?:ing|ed) the proxy|waiting for another run|The proxy isn't compiled).*")
 ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+
+COMPILE = """
+import platform, sys
+from deploys.lib import compiled
+if not compiled.lacking("{}.{}".format(*sys.version_info), platform.machine()):
+    compiled.wheel()
+"""
 
 SMALL, COLD, BIG = "llama3.2:3b", "llama3.1:8b", "qwen2.5:32b"
 
@@ -74,6 +83,27 @@ def lab(*arguments: str, capture: bool = False) -> str:
     return done.stdout or ""
 
 
+@contextmanager
+def compiling() -> Iterator[None]:
+    """Have the proxy compiled while the hosts are made, both the first time only; provisioning waits for it.
+
+    What keeps this machine from it, or fails, is for the deploy to tell.
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-c", COMPILE],
+        cwd=PROJECT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        yield
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGINT)  # the compiler too
+        process.wait()
+
+
 def provision() -> None:
     """Run deploys/site.py as an operator does, one line of progress for each stage of each layer."""
     PYINFRA_LOG.parent.mkdir(parents=True, exist_ok=True)
@@ -101,6 +131,8 @@ def provision() -> None:
                 if stage != shown:
                     say(f"   {time.monotonic() - began:6.1f} s  {stage}")
                     shown = stage
+            elif told := BUILD.search(ANSI.sub("", line)):
+                say(f"   {time.monotonic() - began:6.1f} s  {told[0]}")
     if run.returncode != 0:
         tail = "".join(PYINFRA_LOG.read_text().splitlines(keepends=True)[-25:])
         raise DemoError(f"pyinfra failed with exit code {run.returncode}; the end of {PYINFRA_LOG}:\n{tail}")
@@ -185,20 +217,22 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background ignores it
 
     from lab.fleet import read_secrets  # noqa: PLC0415 - not on a machine where the demo can't run
-    from lab.hosts import Lab  # noqa: PLC0415
+    from lab.hosts import Lab, LabError, tools  # noqa: PLC0415
 
     began = time.monotonic()
     code, keep = 1, arguments.keep
     try:
-        with chapter("Three bare hosts: two L4, four A100, one RTX 4090 (simulated)"):
-            lab("up", "--hosts", "3", "--profile", "profiles/mixed.yaml")
-        with chapter("From bare Debian to served and warm"):
-            provision()
+        tools.ensure_packages(say)
+        with compiling():
+            with chapter("Three bare hosts: two L4, four A100, one RTX 4090 (simulated)"):
+                lab("up", "--hosts", "3", "--profile", "profiles/mixed.yaml")
+            with chapter("From bare Debian to served and warm"):
+                provision()
         host = Lab("lab").hosts[2]
         talk(host.address, read_secrets("lab")["use"])
         say(f"\nDone in {time.monotonic() - began:.0f} s.")
         code = 0
-    except DemoError as error:
+    except (DemoError, LabError) as error:
         print(f"error: {error}", file=sys.stderr)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
