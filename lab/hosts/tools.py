@@ -29,8 +29,11 @@ PACKAGES = {
     "gpgv": "gpgv",
     "gcc": "gcc",
     "libc6-dev": "/usr/include/stdio.h",
-    "python3-dev": f"{sysconfig.get_path('include')}/Python.h",  # for the compiled proxy
 }
+# Headers that the proxy is compiled with. Another Python than the distribution's brings its own or has none;
+# hosts then get the pure wheel, as from every controller that lacks something.
+HEADERS = "python{}.{}-dev".format(*sys.version_info)
+HELPFUL = {HEADERS: f"{sysconfig.get_path('include')}/Python.h"} if sys.base_prefix == "/usr" else {}
 
 
 def require_root_on_linux(what: str) -> None:
@@ -54,9 +57,16 @@ def missing_packages() -> list[str]:
 
 def ensure_packages(say: Callable[[str], None]) -> None:
     """Install what is missing, by name; say so in one line."""
-    missing = missing_packages()
-    if not missing:
-        return
+    if missing := missing_packages():
+        _install(missing, say)
+    helpful = [package for package, proof in HELPFUL.items() if not _is_there(proof)]
+    if helpful and shutil.which("apt-get"):
+        say(f"installing what the proxy is compiled with: {' '.join(helpful)}")
+        if _apt_install(helpful):
+            say("that can't be installed here: the lab's hosts get the proxy that isn't compiled")
+
+
+def _install(missing: list[str], say: Callable[[str], None]) -> None:
     names = " ".join(missing)
     if not shutil.which("apt-get"):
         raise LabError(
@@ -65,16 +75,21 @@ def ensure_packages(say: Callable[[str], None]) -> None:
             "  next: install them with this system's package manager"
         )
     say(f"installing what the lab needs on this machine: {names}")
-    if _apt_get("install", *missing).returncode != 0:
-        _apt_get("update")
-        done = _apt_get("install", *missing)
-        if done.returncode != 0:
-            raise LabError(
-                f"apt-get install {names}: failed with exit code {done.returncode}\n{done.stderr.strip()}\n"
-                f"  next: apt-get update && apt-get install {names}"
-            )
+    if failed := _apt_install(missing):
+        raise LabError(
+            f"apt-get install {names}: {failed}\n  next: apt-get update && apt-get install {names}"
+        )
     if left := missing_packages():
         raise LabError(f"after apt-get install, still not there: {' '.join(left)}")
+
+
+def _apt_install(packages: list[str]) -> str:
+    """Install packages; where that fails, once more with fresh lists. Return what went wrong."""
+    if _apt_get("install", *packages).returncode == 0:
+        return ""
+    _apt_get("update")
+    done = _apt_get("install", *packages)
+    return f"failed with exit code {done.returncode}\n{done.stderr.strip()}" if done.returncode else ""
 
 
 def run(

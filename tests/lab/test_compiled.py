@@ -62,10 +62,10 @@ def host(lab, site):
 
 @pytest.fixture
 def deploy(host, run_pyinfra):
-    """Run the whole site on that host, and return the names of the operations that changed something."""
+    """Run a deploy on that host, and return the names of the operations that changed something."""
 
-    def run():
-        done = run_pyinfra("--limit", host.name)
+    def run(file="deploys/proxy.py"):
+        done = run_pyinfra("--limit", host.name, deploy=file)
         assert done.rc == 0, done.output[-4000:]
         return {line.rpartition(" | ")[2].split("...")[0].strip() for line in changes_of(done)}
 
@@ -97,7 +97,7 @@ def test_switching_there_and_back_loses_no_request(host, fleet_dir, deploy):
     traffic.start(streams=2, tokens=1000)
     try:
         with host_vars(fleet_dir, host, proxy_compiled=False):
-            assert deploy() == SWITCHING
+            assert deploy("deploys/site.py") == SWITCHING
             assert build_of(host) == "interpreted"
             assert chat(host) == 200
             assert deploy() == set()
@@ -125,7 +125,7 @@ def test_a_build_that_doesnt_start_is_never_switched_to(host, fleet_dir, deploy,
     life = "systemctl show -p MainPID,NRestarts drover-proxy"
     before = host.run(life).stdout
 
-    for harm, words in ((cut_short, "file too short"), (of_another_python, "it is drover-proxy")):
+    for harm, words in ((overwritten, "invalid ELF header"), (of_another_python, "it is drover-proxy")):
         with damaged(wheelhouse.bundle(target), harm):
             done = run_pyinfra("--limit", host.name, deploy="deploys/proxy.py")
         assert done.rc != 0
@@ -142,9 +142,9 @@ def test_a_build_that_doesnt_start_is_never_switched_to(host, fleet_dir, deploy,
     assert eventually(lambda: chat(host) == 200)
 
 
-def cut_short(name, data):
-    """Leave the library without its end, as a full disk would."""
-    return name, data[:1000] if LIBRARY in name else data
+def overwritten(name, data):
+    """Leave something in the library's place that is none."""
+    return name, b"harmed " * 1000 if LIBRARY in name else data
 
 
 def of_another_python(name, data):

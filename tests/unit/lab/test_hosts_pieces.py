@@ -171,6 +171,7 @@ def test_missing_tools_are_installed_by_name(monkeypatch):
 
     monkeypatch.setattr(tools, "_is_there", lambda proof: proof in there)
     monkeypatch.setattr(tools, "_apt_get", apt_get)
+    monkeypatch.setattr(tools, "HELPFUL", {})
     monkeypatch.setattr(tools.shutil, "which", lambda name: f"/usr/bin/{name}")
     said = []
     tools.ensure_packages(said.append)
@@ -178,6 +179,26 @@ def test_missing_tools_are_installed_by_name(monkeypatch):
     assert said == ["installing what the lab needs on this machine: zstd gcc"]
     tools.ensure_packages(said.append)
     assert len(calls) == 1
+
+
+@pytest.mark.parametrize(("code", "lines"), [(0, 1), (100, 2)])
+def test_a_lab_boots_without_what_the_proxy_is_compiled_with(monkeypatch, code, lines):
+    """Python's headers are installed by name too; where that fails, it is said, and nothing else fails."""
+    calls = []
+
+    def apt_get(*arguments):
+        calls.append(arguments)
+        return subprocess.CompletedProcess(arguments, code, "", "no such package")
+
+    monkeypatch.setattr(tools, "HELPFUL", {"python3.99-dev": "/usr/include/python3.99/Python.h"})
+    monkeypatch.setattr(tools, "_is_there", lambda proof: "3.99" not in proof)
+    monkeypatch.setattr(tools, "_apt_get", apt_get)
+    monkeypatch.setattr(tools.shutil, "which", lambda name: f"/usr/bin/{name}")
+    said = []
+    tools.ensure_packages(said.append)
+    assert calls[-1] == ("install", "python3.99-dev")
+    assert len(said) == lines
+    assert said[0] == "installing what the proxy is compiled with: python3.99-dev"
 
 
 @pytest.mark.parametrize("command", [["up"], ["down"], ["list"], ["ssh", "a"], ["status"], ["reset", "a"]])
