@@ -33,17 +33,17 @@ PYTHONS = {"debian12": "3.11", "debian13": "3.13", "ubuntu2204": "3.10", "ubuntu
 # be moved, so it is made in its place; nothing points to it before its mark is there, and the mark comes when
 # all that serves could be imported here. Machine code of another Python would be passed over in silence.
 INSTALL = (
+    'trial() { said=$("$1/bin/drover-proxy" --version) || return 1; '
+    '"$1/bin/python" -I -c "import uvloop, drover_proxy.app.service" || return 1; '
+    'case $said in *"($2)") ;; *) echo "it is $said, and should be $2" >&2; return 1;; esac; }; '
     'set -eu; umask 022; rm -rf -- "$1"; new=$(mktemp -d); '
     'trap \'rm -rf -- "$new" "$0"; [ -e "$1/.complete" ] || rm -rf -- "$1"\' EXIT; '
     'tar -x -f "$0" -C "$new" --no-same-owner; python3 -m venv "$1"; '
     '"$1/bin/python" -m pip install -q --disable-pip-version-check --no-index --no-cache-dir '
     '--find-links "$new" --require-hashes -r "$new/requirements.txt"; '
-    'said=$("$1/bin/drover-proxy" --version) && '
-    '"$1/bin/python" -I -c "import uvloop, drover_proxy.app.service" && '
-    'case $said in *"($2)") true;; *) echo "it is $said, and should be $2" >&2; false;; esac || '
-    '{ echo "the new release of the proxy, $2, doesn\'t start on this host; the one before stays." '
-    '"Next: $3" >&2; exit 1; }; '
-    'touch -- "$1/.complete"'
+    'if trial "$1" "$2" 2>"$1.failed"; then rm -f -- "${1%/*}"/*.failed; touch -- "$1/.complete"; exit 0; '
+    'fi; cat "$1.failed" >&2; echo "the new release of the proxy, $2, doesn\'t start on this host; '
+    'the one before stays. Next: $3" >&2; exit 1'
 )
 CHECK = (
     '"$2/bin/drover-proxy" check "$0" || { rm -f -- "$0"; echo "nothing was put in place" >&2; exit 1; }; '
@@ -116,8 +116,12 @@ def release(folder: str, target: wheelhouse.Target) -> Commands:
         return
     archive = f"/var/cache/drover/{bundle.name}"
     yield from operations.upload._inner(src=bundle, dest=archive)  # noqa: SLF001 - pyinfra's way to nest
-    advice = "set proxy_compiled: false for this host, and report this" if target.compiled else "report this"
-    yield operations.script(INSTALL, archive, folder, target.build, advice)
+    advice = (
+        f"run again, and this host gets the pure wheel (by proxy_compiled: auto), until {folder}.failed goes"
+    )
+    yield operations.script(
+        INSTALL, archive, folder, target.build, advice if target.compiled else "report this"
+    )
 
 
 def configure(ctx: Context) -> None:

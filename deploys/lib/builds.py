@@ -20,7 +20,7 @@ from deploys.lib.stage import Context
 from drover.errors import DroverError
 
 NAMED_HOSTS = 5
-FOUND = 'getconf GNU_LIBC_VERSION; ls "{mark}"'
+FOUND = "getconf GNU_LIBC_VERSION; ls {folder}/.complete {folder}.failed"
 
 
 @dataclass(slots=True)
@@ -94,10 +94,12 @@ def passed_over(obstacles: Iterable[Obstacle] = ()) -> None:
 
 
 def _obstacles(target: wheelhouse.Target, releases: str) -> list[Obstacle]:
-    mark = f"{releases}/{wheelhouse.release_name(target)}/.complete"
-    lines = host.get_fact(Lines, script=FOUND.format(mark=mark))
-    if mark in lines:
+    folder = f"{releases}/{wheelhouse.release_name(target)}"
+    lines = host.get_fact(Lines, script=FOUND.format(folder=folder))
+    if f"{folder}/.complete" in lines:
         return []  # laid by a controller that could make it; this one needn't
+    if (failed := f"{folder}.failed") in lines:
+        return [Obstacle(f"it didn't start there, as {failed} tells", f"rm {failed} there, to try again")]
     libc = "".join(line.removeprefix("glibc").strip() for line in lines if line.startswith("glibc"))
     found = compiled.obstacles(target.python, target.machine, libc)
     # A dry run plans with the wheel without making it. Where that isn't noticed, it takes a minute longer.

@@ -126,19 +126,28 @@ def test_a_build_that_doesnt_start_is_never_switched_to(host, fleet_dir, deploy,
     before = host.run(life).stdout
 
     for harm, words in ((overwritten, "invalid ELF header"), (of_another_python, "it is drover-proxy")):
+        host.run(f"rm -f {release}.failed")
         with damaged(wheelhouse.bundle(target), harm):
             done = run_pyinfra("--limit", host.name, deploy="deploys/proxy.py")
         assert done.rc != 0
         assert words in done.output, done.output[-3000:]
         assert "compiled, doesn't start on this host; the one before stays" in done.output
-        assert "Next: set proxy_compiled: false for this host" in done.output
+        assert "Next: run again, and this host gets the pure wheel" in done.output
+        assert words in host.run(f"cat {release}.failed").stdout
         assert host.run(life).stdout == before
         assert build_of(host) == "interpreted"
         assert chat(host) == 200
         assert host.run(f"ls -d {release}", check=False).returncode != 0
 
+    again = run_pyinfra("--limit", host.name, deploy="deploys/proxy.py")
+    assert again.rc == 0, again.output[-3000:]
+    assert again.output.count(f"The proxy isn't compiled for {host.name} (it didn't start there") == 1
+    assert changes_of(again) == [], "it has the pure wheel"
+
+    host.run(f"rm {release}.failed")
     assert deploy() == SWITCHING, "the pure build of the same sources isn't what is wanted"
     assert build_of(host) == "compiled"
+    assert host.run(f"ls {release}.failed", check=False).returncode != 0
     assert eventually(lambda: chat(host) == 200)
 
 

@@ -18,6 +18,7 @@ OWN = "{}.{}".format(*sys.version_info)
 ARCHITECTURE = {machine: name for name, machine in wheelhouse.MACHINES.items()}[platform.machine()]
 PURE = wheelhouse.Target(OWN, ARCHITECTURE)
 RELEASES = "/opt/drover/proxy"
+COMPILED = f"{RELEASES}/{wheelhouse.release_name(wheelhouse.Target(OWN, ARCHITECTURE, compiled=True))}"
 
 
 @pytest.fixture
@@ -97,12 +98,20 @@ def test_what_lies_on_the_host_neednt_be_made(told, made, scripted, monkeypatch,
     monkeypatch.setattr(compiled, "_tools_missing", lambda: iter([Obstacle("no compiler", "install one")]))
     assert choose("auto") == PURE
 
-    mark = (
-        f"{RELEASES}/{wheelhouse.release_name(wheelhouse.Target(OWN, ARCHITECTURE, compiled=True))}/.complete"
-    )
-    scripted.facts[Lines] = lambda script: ["glibc 99.0", mark] if f'ls "{mark}"' in script else []
+    mark = f"{COMPILED}/.complete"
+    scripted.facts[Lines] = lambda script: ["glibc 99.0", mark] if f" {mark} " in script else []
     assert choose(wish).compiled
     assert made == []
+
+
+def test_what_didnt_start_on_the_host_isnt_sent_there_again(told, made, scripted):
+    """The next run gives it the pure wheel; the file that says why is named."""
+    scripted.facts[Lines] = ["glibc 99.0", f"{COMPILED}.failed"]
+
+    assert choose("auto") == PURE
+    assert made == []
+    why = f"it didn't start there, as {COMPILED}.failed tells. Next: rm {COMPILED}.failed there, to try again"
+    assert told == [f"The proxy isn't compiled for scripted ({why})"]
 
 
 def test_the_line_waits_for_every_host_and_names_a_few():
