@@ -19,8 +19,8 @@ PROJECT = HERE.parents[1]
 BIN = PROJECT / ".venv" / "bin"
 # Two checkouts can run their suites side by side under different names.
 SUITE_LAB = os.environ.get("DROVER_SUITE_LAB", "suite")
-# The first lab of all makes the base image and the mirror, which takes a minute or two.
-TIMEOUT_SECONDS = 420
+# The first lab of all makes the base image and the mirror, and the first deploy compiles the proxy: minutes.
+TIMEOUT_SECONDS = 600
 
 # A shell that starts the tests in the background leaves SIGINT ignored, which their children would inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
