@@ -44,7 +44,6 @@ def test_a_changed_key_counts_or_is_named(make_rig, tmp_path):
         "admin_listen",
         "instances",
         "gpus",
-        "limits.head_seconds",
     }
     assert not rig.lines("reload_failed")
 

@@ -96,6 +96,9 @@ def test_a_removed_authority_lets_nobody_in(gate, version):
     with gate.ask(other, session) as again:
         assert again.session_reused is False
     assert not gate.rig.lines("reloaded")
+    line = gate.rig.lines("rejected")[0]
+    assert (line["client"], line["message"]) == ("127.0.0.1", "certificate_verify_failed")
+    assert "issuer" in line["why"]
     page = gate.rig.admin("/metrics").text
     assert 'drover_tls_handshakes_failed_total{reason="certificate_verify_failed"} ' in page
 

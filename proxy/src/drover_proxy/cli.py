@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections import Counter
 from pathlib import Path
 
 from drover_proxy import __version__
@@ -67,7 +66,7 @@ def _check(path: Path) -> int:
 
     config = load(path)
     if config.tls:
-        TlsFiles(config.tls, Counter()).load()
+        TlsFiles(config.tls).load()
     if config.auth.keys_file:
         ring = load_keys(keys_path(config.auth.keys_file))
         if ring.by_certificate and not (config.tls and config.tls.client_ca):

@@ -21,7 +21,6 @@ RESTART = {
     "listen",
     "admin_listen",
     *(leaf for leaf in OTHERS if leaf.startswith(("instances[].", "gpus[]."))),
-    "limits.head_seconds",
 }
 
 
@@ -44,7 +43,7 @@ def shown(name: str) -> Callable[[Service], Any]:
     """Look at the file that the context in force was made from."""
     return lambda service: (
         getattr(service._reloader._tls.config, name),
-        id(service._reloader.door_context.in_force),
+        id(service._public.tls),
     )
 
 
@@ -57,7 +56,10 @@ USED: dict[str, Callable[[Service], Any]] = {
     **{leaf: core(*leaf.split(".")) for leaf in OTHERS if leaf.startswith(("queue.", "loads."))},
     "loads.memory_timeout_seconds": lambda service: service._parts.runtime.core.state.ledger.timeout_seconds,
     **{f"limits.{name}": limit(name) for name in ("header_bytes", "header_count", "body_bytes")},
-    **{f"limits.{name}_seconds": limit(f"{name}_timeout") for name in ("body", "idle", "connect", "stall")},
+    **{
+        f"limits.{name}_seconds": limit(f"{name}_timeout")
+        for name in ("head", "body", "idle", "connect", "stall")
+    },
     "limits.first_byte_seconds": limit("first_byte_timeout"),
     "limits.max_connections": limit("max_connections"),
     "limits.max_connections_per_client": limit("max_connections_per_client"),
@@ -140,7 +142,7 @@ async def test_a_reload_says_that_it_takes_a_restart(service, config, tmp_path, 
     assert said(service, "reload_needs_restart", "key").count(key) == 2
     assert said(service, "reloaded", "changed") == [["drain_seconds"], []]
     assert service._parts.config.drain_seconds == 1
-    for section in ("listen", "admin_listen", "instances", "gpus", "limits"):
+    for section in ("listen", "admin_listen", "instances", "gpus"):
         assert getattr(service._parts.config, section) == getattr(before, section)
 
 

@@ -17,7 +17,7 @@ from drover_proxy.app.parts import Parts
 from drover_proxy.config import ConfigError, ProxyConfig, load
 from drover_proxy.config.changes import changes
 from drover_proxy.drivers.follow import follow
-from drover_proxy.drivers.tls import Current, TlsFiles
+from drover_proxy.drivers.tls import TlsFiles
 from drover_proxy.guard.keys import KeyRing
 from drover_proxy.guard.watch import KeysFile
 from drover_proxy.wire import Server
@@ -32,16 +32,11 @@ class Reloader:
         self._log = parts.log
         self._public = public
         self._keys = keys
-        self._tls = self._tls_files(parts.config)
-        self.door_context: Current | None = None
-        """For the listeners; None where they speak no TLS."""
-
-    def _tls_files(self, config: ProxyConfig) -> TlsFiles | None:
-        return TlsFiles(config.tls, self._parts.metrics.tls_failures) if config.tls else None
+        self._tls = TlsFiles(parts.config.tls) if parts.config.tls else None
 
     def begin(self) -> None:
         """Read the certificates for the first time; ConfigError when they can't be used."""
-        self.door_context = Current(self._tls.load()) if self._tls else None
+        self._public.tls = self._tls.load() if self._tls else None
 
     def following(self) -> tuple[Coroutine[Any, Any, None], ...]:
         """Return what follows the files, to be run for ever."""
@@ -58,7 +53,9 @@ class Reloader:
             name = config.auth.keys_file
             keys = self._keys if name == parts.config.auth.keys_file else KeysFile(name) if name else None
             ring = keys.load() if keys else None
-            tls = self._tls if config.tls == parts.config.tls else self._tls_files(config)
+            tls = self._tls
+            if config.tls != parts.config.tls and config.tls is not None:
+                tls = TlsFiles(config.tls)
             context = tls.load() if tls else None
         except ConfigError as error:
             parts.metrics.reload_ok = False
@@ -71,9 +68,8 @@ class Reloader:
         for key in waiting:
             self._log.warning("reload_needs_restart", key=key, message=f"{key} changes at a restart only")
         self._keys, self._tls = keys, tls
-        if context is not None and self.door_context is not None:
-            self.door_context.in_force = context
-            parts.metrics.tls_ok = True
+        self._public.tls = context
+        parts.metrics.tls_ok = True
         self._apply(config, ring)
         self._log.info(
             "reloaded",
@@ -120,8 +116,7 @@ class Reloader:
         self._log.error("keys_reload_failed", message="the last good keys stay in force", problems=problems)
 
     def _new_tls(self, context: ssl.SSLContext) -> None:
-        if self.door_context is not None:
-            self.door_context.in_force = context
+        self._public.tls = context
         self._parts.metrics.tls_ok = True
         self._log.info("tls_reloaded", authorities=context.cert_store_stats()["x509"])
 

@@ -7,6 +7,7 @@ import gc
 import os
 import signal
 import socket
+import ssl
 from collections.abc import Callable
 from pathlib import Path
 
@@ -74,6 +75,7 @@ class Service:
         self._public = Server(Gateway(self._parts, self._page), limits, forwarding)
         self._admin = Server(Admin(self._parts, self._page), Limits())
         self._parts.servers += [self._public, self._admin]
+        self._public.handshake_failed = self._handshake_failed
         self._reloader = Reloader(path, self._parts, self._public, keys)
         if (shared := folder()) is not None:
             door.signatures.replays.keep_in(shared, self._replays_unkept)
@@ -83,6 +85,12 @@ class Service:
     def _replays_unkept(self, error: OSError) -> None:
         message = "a restart forgets which signed requests came already, and could take one a second time"
         self._log.error("signatures_not_kept", message=message, error=str(error))
+
+    def _handshake_failed(self, client: str, error: ssl.SSLError) -> None:
+        reason = (error.reason or "unknown").lower()
+        self._parts.metrics.tls_failures[reason] += 1
+        why = error.verify_message if isinstance(error, ssl.SSLCertVerificationError) else ""
+        self._parts.rejections.tell(client, "tls_failed", message=reason, why=why)
 
     def _page(self) -> bytes:
         """Make Prometheus' text; what that takes is imported with the first scrape."""
@@ -132,9 +140,7 @@ class Service:
             raise StartError(str(error)) from error
         await self._first_catalogue()
         near = [one for one in public if one.family == socket.AF_UNIX]  # never leaves the host: no TLS
-        places = await self._public.listen(
-            (one for one in public if one not in near), tls=self._reloader.door_context
-        )
+        places = await self._public.listen((one for one in public if one not in near), tls=self._public.tls)
         places += await self._public.listen(near)
         admin_places = await self._admin.listen(admin)
         self._handover.serving()

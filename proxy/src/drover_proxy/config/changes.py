@@ -26,19 +26,15 @@ class Changes(NamedTuple):
 
 def changes(old: ProxyConfig, new: ProxyConfig) -> Changes:
     """Compare the configuration in force with the one in the file."""
-    merged, applied, waiting = new, [], []
-    for path in _differences(old, new, ()):
-        if not needs_restart(path):
-            applied.append(name(path))
-            continue
-        waiting.append(name(path))
-        top = str(path[0])
-        before = getattr(old, top)
-        if len(path) == 2 and is_dataclass(before):
-            within = {str(path[1]): getattr(before, str(path[1]))}
-            before = replace(getattr(merged, top), **within)
-        merged = replace(merged, **{top: before})
-    return Changes(merged, applied, waiting)
+    paths = list(_differences(old, new, ()))
+    fixed = {
+        str(path[0]) for path in paths if needs_restart(path)
+    }  # what a section made is made of all of it
+    return Changes(
+        replace(new, **{top: getattr(old, top) for top in fixed}),
+        [name(path) for path in paths if path[0] not in fixed],
+        [name(path) for path in paths if path[0] in fixed],
+    )
 
 
 def needs_restart(path: Path) -> bool:

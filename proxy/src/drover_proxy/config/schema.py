@@ -233,12 +233,7 @@ LIMITS = {
         "`64MiB`",
     ),
     "head_seconds": Key(
-        "seconds",
-        POSITIVE_SECONDS,
-        30.0,
-        "Time a client has for its TLS handshake, and then for each head.",
-        "s",
-        restart=True,  # the listeners were made with it
+        "seconds", POSITIVE_SECONDS, 30.0, "Time a client has for its TLS handshake, and for each head.", "s"
     ),
     "body_seconds": Key("seconds", POSITIVE_SECONDS, 60.0, "Longest pause; slow bodies need 500 B/s.", "s"),
     "idle_seconds": Key("seconds", POSITIVE_SECONDS, 120.0, "A connection without a request is closed.", "s"),

@@ -7,7 +7,6 @@ says nothing would count nowhere, and could take every file that the process may
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
 import ssl
 from typing import TYPE_CHECKING
@@ -27,9 +26,8 @@ PAUSE_SECONDS = 0.5
 class Handshakes:
     """A listening socket for TLS, and the connections on it that aren't clients yet."""
 
-    def __init__(self, server: Server, sock: socket.socket, tls: ssl.SSLContext) -> None:
+    def __init__(self, server: Server, sock: socket.socket) -> None:
         self._server = server
-        self._tls = tls
         self._loop = asyncio.get_running_loop()
         self._shaking: set[asyncio.Task[None]] = set()
         self._sock = sock
@@ -73,9 +71,12 @@ class Handshakes:
         """Have the loop agree on TLS; who has done so is a client like any other."""
         server = self._server
         try:
-            with contextlib.suppress(OSError):  # an ssl.SSLError is one: scanners, strangers, who gives up
-                await self._loop.connect_accepted_socket(
-                    server.connection, sock, ssl=self._tls, ssl_handshake_timeout=server.limits.head_timeout
-                )
+            await self._loop.connect_accepted_socket(
+                server.connection, sock, ssl=server.tls, ssl_handshake_timeout=server.limits.head_timeout
+            )
+        except ssl.SSLError as error:  # scanners, strangers
+            server.handshake_failed(peer, error)
+        except OSError:  # who leaves, or says nothing
+            pass
         finally:
             server.end_handshake(peer)

@@ -49,6 +49,10 @@ class Server:
         self.clock = time.monotonic
         self.soon: Callable[[Callable[[], None]], object] = _soon
         """Does something after others had their turn."""
+        self.tls: ssl.SSLContext | None = None
+        """For connections that begin from now on, on listeners that speak TLS."""
+        self.handshake_failed: Callable[[str, ssl.SSLError], None] = lambda _peer, _error: None
+        """Told who could not agree on TLS with us, and why."""
         self.now = time.monotonic()
         """The clock as of the last sweep: good enough for limits, and free."""
         self._by_peer: Counter[str] = Counter()
@@ -81,7 +85,8 @@ class Server:
         listener: Any  # uvloop's has a list of sockets where asyncio's has a tuple
         for place in where:
             if tls is not None:
-                listener = Handshakes(self, _listening(place), tls)
+                self.tls = tls
+                listener = Handshakes(self, _listening(place))
                 self._handshakes.append(listener)
             elif isinstance(place, str) and not place.startswith("unix:"):
                 host, _, port = place.rpartition(":")
