@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from drover_proxy.app.instance import Instance
 from drover_proxy.app.service import Service
+from drover_proxy.cli import main
 from drover_proxy.config import ConfigError, parse
 from drover_proxy.config.changes import changes
 from drover_proxy.guard.keys import hash_of
@@ -173,3 +175,16 @@ def test_models_and_instances_that_come_and_go(config):
     assert found.waiting == ["instances"]
     assert found.config.instances == old.instances
     assert list(found.config.models) == ["x:latest"]
+
+
+@pytest.mark.parametrize("name", ["cert", "key", "client_ca"])
+def test_the_check_looks_into_the_files_of_tls(config, tmp_path, capsys, name):
+    """A file that can't be used is named before the proxy is started with it."""
+    file = tmp_path / "proxy.yaml"
+    file.write_text(yaml.safe_dump(config))
+    assert main(["check", str(file)]) == 0
+    Path(config["tls"][name]).write_text("rubbish")
+    assert main(["check", str(file)]) == 2
+    told = capsys.readouterr().err
+    assert config["tls"][name] in told
+    assert f"tls.{name}" in told
