@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from drover_proxy.wire.certificate import identities
 from drover_proxy.wire.limits import LINGER_SECONDS, WRITE_HIGH_BYTES
+from drover_proxy.wire.pieces import InPieces
 
 if TYPE_CHECKING:
     from drover_proxy.wire.server import Server
@@ -83,6 +84,9 @@ class Link:
         self.peer = peer_of(transport.get_extra_info("peername"))
         self.trusted = self.server.forwarding.trusts(self.peer)
         self.tls = transport.get_extra_info("sslcontext") is not None
+        if self.tls:
+            pieces: Any = InPieces(self.transport)
+            self.transport = pieces
         if (tls := transport.get_extra_info("ssl_object")) is not None:
             self.certificate = identities(tls)
         self.deadline = self.server.clock() + self.limits.head_timeout
