@@ -24,8 +24,8 @@ class Authority:
         self.file = folder / "ca.pem"
         self.file.write_bytes(self.certificate.public_bytes(serialization.Encoding.PEM))
 
-    def _sign(self, name, public_key, *, authority, names=()):
-        now = dt.datetime.now(dt.timezone.utc)
+    def _sign(self, name, public_key, *, authority, names=(), age=0):
+        now = dt.datetime.now(dt.timezone.utc) - dt.timedelta(hours=age)
         builder = (
             x509.CertificateBuilder()
             .subject_name(name)
@@ -46,12 +46,18 @@ class Authority:
         rig.write_config(tls={"cert": str(cert), "key": str(key), **asked})
         return cert, key, serial
 
-    def issue(self, name: str, *more: x509.GeneralName) -> tuple[Path, Path, int]:
-        """Write a certificate and its key; returns their paths and the serial number."""
+    def issue(self, name: str, *more: x509.GeneralName, age: int = 0) -> tuple[Path, Path, int]:
+        """Write a certificate that is good for an hour, and its key; returns their paths and the serial number.
+
+        Args:
+            name: Its common name, and that of the files.
+            more: Alternative names besides localhost.
+            age: Hours ago.
+        """
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         certificate = self._sign(
-            subject, key.public_key(), authority=False, names=(x509.DNSName("localhost"), *more)
+            subject, key.public_key(), authority=False, names=(x509.DNSName("localhost"), *more), age=age
         )
         cert_file, key_file = self.folder / f"{name}.pem", self.folder / f"{name}.key"
         cert_file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))

@@ -45,18 +45,22 @@ def test_tls_and_a_new_certificate_at_a_reload(make_rig, tmp_path):
 
 
 def test_mutual_tls(make_rig, tmp_path):
-    """With client_ca, who shows no certificate of that authority doesn't get in; the key is asked for too."""
+    """Who shows no certificate of client_ca that is good today doesn't get in; the key is asked for too."""
     authority = Authority(tmp_path)
     client = authority.issue("client")
     rig = make_rig()
     authority.furnish(rig, client_ca=True)
     rig.start()
     url = f"https://localhost:{rig.port}/api/tags"
-    with (
-        pytest.raises(httpx.TransportError),
-        httpx.Client(verify=context_of(authority), trust_env=False) as nobody,
-    ):
-        nobody.get(url)
+    folder = tmp_path / "another"
+    folder.mkdir()
+    strangers = [None, authority.issue("expired", age=2), Authority(folder, "another").issue("client")]
+    for stranger in strangers:
+        with (
+            pytest.raises(httpx.TransportError),
+            httpx.Client(verify=context_of(authority, stranger), trust_env=False) as nobody,
+        ):
+            nobody.get(url, headers={"x-api-key": KEYS["use"]})
     with httpx.Client(verify=context_of(authority, client), trust_env=False) as known:
         assert known.get(url).status_code == 401
         assert known.get(url, headers={"x-api-key": KEYS["use"]}).status_code == 200
@@ -90,6 +94,7 @@ def test_versions_and_protocols(make_rig, tmp_path):
     with pytest.raises((ssl.SSLError, ConnectionError)):
         agreed(rig, authority, version=ssl.TLSVersion.TLSv1_1)
     assert agreed(rig, authority, alpn=("h2", "http/1.1"))[1] == "http/1.1"
+    assert agreed(rig, authority, alpn=("h2",))[1] is None
     assert agreed(rig, authority)[1] is None
 
 

@@ -234,7 +234,7 @@ async def test_slow_upstream_of_an_upload(world: World):
 @pytest.mark.parametrize("begun", [b"", STREAM_HEAD + chunk(b"early")])
 async def test_an_upload_that_stands_still(begun: bytes):
     """An upstream that takes nothing more of a body is given up; it isn't the client that was too slow."""
-    async with World(Limits(stall_timeout=0.15, **FAST)) as world:
+    async with World(Limits(stall_timeout=0.5, **FAST)) as world:
         world.handler.plan = BodyPlan.STREAM
         client = await world.client(post(b"x" * 20_000_000))
         upstream = await world.origin.peer()
@@ -253,19 +253,19 @@ async def test_an_upload_that_stands_still(begun: bytes):
 
 async def test_pipelining_without_reading(world: World):
     """A client that asks and never reads is owed no more than a buffer or two."""
-    world.handler.on_ready = lambda ex: ex.respond(200, [], b"y" * 1000)
+    world.handler.on_ready = lambda ex: ex.respond(200, [], b"y" * 3000)
     client = await world.client()
     client.transport.pause_reading()
-    asked = get() * 20_000
+    asked = get() * 6_000
     client.send(asked)
     await eventually_async(lambda: any(c.write_paused for c in world.server.connections))
     (connection,) = world.server.connections
     for _ in range(20):
         await asyncio.sleep(0.002)
     assert connection.transport.get_write_buffer_size() <= HELD_BYTES + SLACK
-    assert len(world.handler.outcomes) < 20_000
+    assert len(world.handler.outcomes) < 6_000
     client.transport.resume_reading()
-    await client.until(lambda got: got.count(b"HTTP/1.1 200") == 20_000)
+    await client.until(lambda got: got.count(b"HTTP/1.1 200") == 6_000)
 
 
 async def test_pipelining_too_far_ahead(world: World):
@@ -320,17 +320,6 @@ async def test_drain_has_an_end(world: World):
     await client.until(b"token")
     assert await world.server.drain(0.05) == 1
     assert not (await client.until_closed()).endswith(END)
-    await upstream.until_closed()
-
-
-async def test_idle_upstream_connections_grow_old(world: World):
-    """A pooled connection isn't kept for ever."""
-    client = await world.client(post())
-    upstream = await world.origin.request(end=b"{}")
-    upstream.send(answer())
-    await client.until(b"ok")
-    (connection,) = world.upstream.pool.idle
-    connection.idle_until = 0.0
     await upstream.until_closed()
 
 
