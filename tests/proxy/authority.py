@@ -47,7 +47,7 @@ class Authority:
         return cert, key, serial
 
     def issue(self, name: str, *more: x509.GeneralName, age: int = 0) -> tuple[Path, Path, int]:
-        """Write a certificate that is good for an hour, and its key; returns their paths and the serial number.
+        """Write a certificate that is good for an hour, and its key; returns their paths and its number.
 
         Args:
             name: Its common name, and that of the files.
