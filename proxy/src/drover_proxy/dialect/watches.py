@@ -8,13 +8,15 @@ last record proves that an answer is whole. So the start of the last record is a
 from __future__ import annotations
 
 import re
+from typing import Final
 
 import msgspec
 
 from drover_proxy.dialect.errors import error_event
 from drover_proxy.dialect.routes import Shape
 
-KEPT_BYTES = 4096
+BLANK: Final = 0x20
+KEPT_BYTES: Final = 4096
 """Of the last record. Its fields that matter come first; what follows may be megabytes (`context`)."""
 
 SEPARATOR = {
@@ -56,7 +58,11 @@ class StreamWatch:
 
     def feed(self, data: bytes) -> None:
         """Take the next piece of the body."""
-        if self._record.endswith(self._separator) and len(data) <= KEPT_BYTES and not data.isspace():
+        if (
+            self._record.endswith(self._separator)
+            and len(data) <= KEPT_BYTES
+            and ((data and data[0] > BLANK) or not data.isspace())
+        ):
             self._record = (
                 data  # what was before is over, as with most tokens; the rest is seen to at the end
             )

@@ -32,9 +32,10 @@ class BadAnswer(Exception):  # noqa: N818 - named after what it is
 class AnswerHead:
     """What a head says, and the bytes of it that go to the client: no hop-by-hop fields, no empty line."""
 
-    __slots__ = ("fields", "framing", "keep_alive", "length", "relayed", "size", "status")
+    __slots__ = ("fields", "framing", "keep_alive", "length", "raw", "relayed", "size", "status")
 
     def __init__(self, raw: bytes) -> None:
+        self.raw = raw
         self.size = len(raw)
         lines = raw[:-4].split(b"\r\n")
         start = STATUS_LINE.fullmatch(lines[0])

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 import httptools
 
 from drover_proxy.wire.answerhead import AnswerHead, BadAnswer, Framing
+from drover_proxy.wire.chunks import step_over
 from drover_proxy.wire.contract import UpstreamFault
 from drover_proxy.wire.fields import find_fault
 from drover_proxy.wire.limits import ANSWER_HEAD_BYTES, WRITE_HIGH_BYTES
@@ -38,6 +39,7 @@ class UpstreamConnection:
         "_llhttp",
         "_llhttp_whole",
         "_surplus",
+        "_unshown",
         "bodiless",
         "complete",
         "framing",
@@ -68,8 +70,10 @@ class UpstreamConnection:
         self._surplus = False
         self._llhttp: httptools.HttpResponseParser | None = None  # of chunked answers only
         self._llhttp_whole = False
+        self._unshown: bytes | None = None
+        """The head of a chunked answer of which llhttp needed to see nothing yet."""
 
-    # What llhttp calls. `on_chunk_*` are left out on purpose: following the chunks costs no Python at all.
+    # What llhttp calls, where it is needed. `on_chunk_*` are left out on purpose: they would cost Python.
 
     def on_message_begin(self) -> None:
         """Notice an answer that nobody asked for, behind the one that was."""
@@ -158,6 +162,8 @@ class UpstreamConnection:
         """
         if self.framing is not CHUNKED or not self.line_end or self.complete:
             return False
+        if self._unshown is not None:
+            return True  # nothing but whole chunks came
         assert self._llhttp is not None
         self.relay = None  # the watch must not see this
         try:
@@ -211,10 +217,7 @@ class UpstreamConnection:
         if framing is BY_LENGTH:
             self._left = head.length
         elif framing is CHUNKED:
-            if self._llhttp is None or not self._llhttp_whole:
-                self._llhttp = httptools.HttpResponseParser(self)
-            self._llhttp_whole = False
-            self._llhttp.feed_data(data[: head.size])
+            self._unshown = head.raw
         elif framing is NONE:
             self.complete = True
             self.reusable = self.reusable and not rest
@@ -228,12 +231,7 @@ class UpstreamConnection:
         """Follow the framing through this piece; give what of it belongs to the answer."""
         framing = self.framing
         if framing is CHUNKED:
-            try:
-                self._llhttp.feed_data(data)  # type: ignore[union-attr] # made when the body began
-            except httptools.HttpParserError:
-                self._surplus = True
-            if self.complete and data.endswith(b"\r\n\r\n\r\n"):
-                self._surplus = True
+            self._follow_chunks(data)
             return data
         if framing is BY_LENGTH:
             left = self._left = self._left - len(data)
@@ -247,6 +245,37 @@ class UpstreamConnection:
         if relay is not None and relay.watch is not None and data:
             relay.watch.feed(data)
         return data
+
+    def _follow_chunks(self, data: bytes) -> None:
+        """Step over whole chunks; from the first that isn't one, llhttp sees everything."""
+        at = 0
+        if self._unshown is not None:
+            relay = self.relay
+            at, last = step_over(data, relay.watch if relay is not None else None)
+            if last:
+                self.complete = True
+                self._surplus = at < len(data)
+                return
+            if at == len(data):
+                return
+        try:
+            parser = self._parser()
+            parser.feed_data(data[at:] if at else data)
+        except httptools.HttpParserError:
+            self._surplus = True
+        if self.complete and data.endswith(b"\r\n\r\n\r\n"):
+            self._surplus = True
+
+    def _parser(self) -> httptools.HttpResponseParser:
+        """Give llhttp for a chunked answer; it has seen the head, and what comes from now on."""
+        head, parser = self._unshown, self._llhttp
+        if parser is None or (head is not None and not self._llhttp_whole):
+            parser = self._llhttp = httptools.HttpResponseParser(self)
+        if head is not None:
+            self._unshown = None
+            self._llhttp_whole = False
+            parser.feed_data(head)
+        return parser
 
     def _lost(self, why: str, *, clean: bool = True) -> None:
         """Tell the relay, if there is one, that the upstream is gone."""
