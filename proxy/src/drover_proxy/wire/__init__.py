@@ -11,7 +11,7 @@ relay.py      one forwarded request                        headers.py    what go
 forwarding.py X-Forwarded-*, Via, trusted proxies          hangups.py    who leaves while not being read
 answers.py    answers that the proxy makes itself          parting.py    when an upstream has stopped
 certificate.py what a client's certificate calls it       handshake.py  connections before TLS is agreed
-pieces.py     long writes to TLS, in pieces
+pieces.py     long writes to TLS, in pieces             chunks.py     whole chunks of an answer, stepped over
 """
 
 from __future__ import annotations
