@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ from drover_proxy.wire.states import NEXT, TRANSITIONS, Event, State, mermaid
 from tests.unit.wire.rig import World, get
 
 HERE = Path(wire.__file__).parent
+PLAIN = {"KIB", "MIB", "ZERO", "NINE"}
+"""Numbers that are no limits."""
 
 
 def test_every_state_is_reached_and_ends():
@@ -107,3 +110,28 @@ def test_files_stay_short():
     """One role a file, and none over 400 lines."""
     for path in HERE.glob("*.py"):
         assert len(path.read_text().splitlines()) <= 400, path.name
+
+
+def test_every_limit_has_its_reason():
+    """A number with a name has words behind it that say why it is that one; several may share them."""
+    for path in HERE.glob("*.py"):
+        body = ast.parse(path.read_text()).body
+        for at, node in enumerate(body):
+            if isinstance(node, (ast.Assign, ast.AnnAssign)) and is_number(node.value):
+                name = ast.unparse(node).partition(" ")[0].rstrip(":")
+                behind = next(other for other in body[at + 1 :] if not is_named_number(other))
+                said = isinstance(behind, ast.Expr) and isinstance(behind.value, ast.Constant)
+                assert said or name in PLAIN, f"{path.name}: {name}"
+
+
+def is_number(value: ast.expr | None) -> bool:
+    """Whether this is a number, or made of some."""
+    leaves = [leaf for leaf in ast.walk(value or ast.Pass()) if isinstance(leaf, (ast.Constant, ast.Call))]
+    return bool(leaves) and all(
+        isinstance(leaf, ast.Constant) and type(leaf.value) in {int, float} for leaf in leaves
+    )
+
+
+def is_named_number(node: ast.stmt) -> bool:
+    """Whether this gives a number its name."""
+    return isinstance(node, (ast.Assign, ast.AnnAssign)) and is_number(node.value)

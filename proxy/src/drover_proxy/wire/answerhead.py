@@ -13,7 +13,9 @@ from drover_proxy.wire.limits import ANSWER_HEAD_BYTES
 
 STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9][0-9])(?: [\t -~\x80-\xff]*)?")
 MEMO_HEADS = 64
+"""Heads of answers that are kept: those of a second are few, and all of them go when there are more."""
 MEMO_BYTES = 1024
+"""A longer one isn't kept. Ollama's are under 300 bytes."""
 
 
 class Framing(enum.IntEnum):

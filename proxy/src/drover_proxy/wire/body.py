@@ -20,6 +20,7 @@ from drover_proxy.wire.limits import (
 )
 
 CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:;[\t -~\x80-\xff]*)?\r\n")
+"""Of 15 digits at most: Go refuses more than 16, and with 15 no reader overflows."""
 TRAILER = re.compile(rb"(?:[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t -~\x80-\xff]*\r\n)*\r\n")
 
 

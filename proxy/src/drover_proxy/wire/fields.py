@@ -16,7 +16,9 @@ FIELD = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):([\t -~\x80-\xff]*)")
 """RFC 9110, 5.5: a token, a colon directly behind it, and visible bytes. A bare CR or LF fits nowhere."""
 
 KEPT_LINES = 1024
+"""A hundred clients with ten lines each; all of them go when there are more."""
 KEPT_BYTES = 256
+"""A longer line isn't kept: so all of them together are under half a megabyte."""
 NOT_KEPT = frozenset(
     (
         b"authorization",  # secrets have no place in a table that outlives their request

@@ -23,7 +23,9 @@ REQUEST_LINE = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+) ([!-~]+) HTTP/([0-9]
 HOST = re.compile(rb"[A-Za-z0-9.\-_~%!$&'()*+,;=:\[\]]*")
 ABSOLUTE = re.compile(rb"https?://([^/?#@]+)([/?].*)?", re.IGNORECASE)
 LENGTH = re.compile(rb"[0-9]{1,18}")
-MEMO_BYTES = 4096  # a longer head isn't kept
+"""A billion GB, and below 2^63: no reader of it overflows."""
+MEMO_BYTES = 4096
+"""A longer head isn't kept until the next: most are some 300 bytes, with a browser's cookies a few KiB."""
 ZERO: Final = 0x30
 NINE: Final = 0x39
 

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from drover_proxy.wire.pool import Upstream
 
 TARGET = re.compile(rb"[!-~]+")
-COPY_BYTES: Final = 16 * KIB  # above this, two writes are cheaper than one copy
+COPY_BYTES: Final = 16 * KIB
+"""Above this, two writes are cheaper than one copy."""
 FOREVER: Final = float("inf")
 WITH_BODY: Final = frozenset((b"POST", b"PUT", b"PATCH"))  # their length is told even when it is nothing
 UNTOUCHED = frozenset((UpstreamFault.DIAL, UpstreamFault.CONNECT_TIMEOUT))  # the request was never sent
