@@ -19,6 +19,9 @@ from tests.proxy.signer import Signer
 from tests.proxy.systemd import Systemd, Traffic, alive
 from tests.support import eventually
 
+BACKLOG_SECONDS = 0.3
+"""The promise. It is held against the best of three restarts: this machine may be busy with other things."""
+
 
 @pytest.fixture
 def make_systemd(make_rig):
@@ -72,15 +75,19 @@ def test_a_restart_under_load_loses_nothing(make_systemd, tmp_path, tls):
     systemd.load(SMALL)
     traffic.start(streams=3, tokens=500)
     eventually(lambda: systemd.rig.core()["in_flight"] == 3)
+    longest = []
     for _ in range(3):
+        before = len(traffic.answers)
         assert systemd.restart() < 2, "the main process goes at once"
         count = len(traffic.answers)
         eventually(lambda count=count: len(traffic.answers) > count + 50)
+        longest.append(max(traffic.answers[before:]))
     traffic.stop()
 
     assert not traffic.faults
     assert set(traffic.streams) == {501}
     assert max(traffic.answers) < 2
+    assert min(longest) < BACKLOG_SECONDS, longest
     assert [line["cut"] for line in systemd.rig.lines("stopped")] == [0] * len(systemd.rig.lines("stopped"))
     eventually(lambda: len(systemd.rig.lines("stopped")) == 3, timeout=25)
     eventually(lambda: not systemd.servers())
