@@ -15,8 +15,8 @@ from drover_proxy.wire.states import NEXT, TRANSITIONS, Event, State, mermaid
 from tests.unit.wire.rig import World, get
 
 HERE = Path(wire.__file__).parent
-PLAIN = {"KIB", "MIB", "ZERO", "NINE"}
-"""Numbers that are no limits."""
+PLAIN = {"KIB", "MIB"}
+"""Numbers that are no limits; neither are bytes, which are written as 0x0D."""
 
 
 def test_every_state_is_reached_and_ends():
@@ -115,7 +115,7 @@ def test_files_stay_short():
 def test_every_limit_has_its_reason():
     """A number with a name has words behind it that say why it is that one; several may share them."""
     for path in HERE.glob("*.py"):
-        body = ast.parse(path.read_text()).body
+        body = ast.parse(path.read_text().replace(" = 0x", " = ...  # 0x")).body
         for at, node in enumerate(body):
             if isinstance(node, (ast.Assign, ast.AnnAssign)) and is_number(node.value):
                 name = ast.unparse(node).partition(" ")[0].rstrip(":")
