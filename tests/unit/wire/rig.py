@@ -28,6 +28,8 @@ from drover_proxy.wire.answers import plain_error
 from tests.support import eventually_async
 
 PATIENCE = 5.0
+DATE = b"Date: Sat, 21 Nov 2026 12:00:00 GMT\r\n"
+"""In every answer, as Go sends it: one without would be given one."""
 FAST = {"sweep_seconds": 0.01}
 
 
@@ -283,7 +285,7 @@ def get(path: bytes = b"/", *, extra: bytes = b"") -> bytes:
 
 def answer(body: bytes = b"ok", *, extra: bytes = b"", status: bytes = b"200 OK") -> bytes:
     """Write a plain answer."""
-    return b"HTTP/1.1 %b\r\nContent-Length: %d\r\n%b\r\n%b" % (status, len(body), extra, body)
+    return b"HTTP/1.1 %b\r\nContent-Length: %d\r\n%b%b\r\n%b" % (status, len(body), DATE, extra, body)
 
 
 def chunk(data: bytes) -> bytes:
@@ -291,5 +293,7 @@ def chunk(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
-STREAM_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\nTransfer-Encoding: chunked\r\n\r\n"
+STREAM_HEAD = (
+    b"HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\nTransfer-Encoding: chunked\r\n%b\r\n" % DATE
+)
 END = b"0\r\n\r\n"

@@ -68,6 +68,16 @@ async def test_a_connection_that_was_paused_for_one_client_serves_another(world:
     assert len(world.origin.peers) == 1
 
 
+@pytest.mark.parametrize("said", [b"", b"date: Sat, 21 Nov 2026 12:00:00 GMT\r\n", b"Date: yesterday\r\n"])
+async def test_an_answer_has_a_date(world: World, said: bytes):
+    """Its upstream's own, or else that of its arrival; never two."""
+    client = await world.client(get())
+    (await world.origin.request()).send(b"HTTP/1.1 200 OK\r\n%bContent-Length: 0\r\n\r\n" % said)
+    got = await client.until(b"\r\n\r\n")
+    assert got.lower().count(b"\r\ndate: ") == 1
+    assert said in got
+
+
 async def test_no_chunks_for_http10(world: World):
     """A client of HTTP/1.0 would take chunks for the content: it gets an error in their place."""
     client = await world.client(b"GET / HTTP/1.0\r\n\r\n")

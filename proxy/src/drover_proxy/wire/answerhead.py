@@ -34,7 +34,7 @@ class BadAnswer(Exception):  # noqa: N818 - named after what it is
 class AnswerHead:
     """What a head says, and the bytes of it that go to the client: no hop-by-hop fields, no empty line."""
 
-    __slots__ = ("fields", "framing", "keep_alive", "length", "raw", "relayed", "size", "status")
+    __slots__ = ("dated", "fields", "framing", "keep_alive", "length", "raw", "relayed", "size", "status")
 
     def __init__(self, raw: bytes) -> None:
         self.raw = raw
@@ -62,6 +62,7 @@ class AnswerHead:
             and self.framing is not Framing.CLOSE
             and b"close" not in connection_tokens(self.fields)
         )
+        self.dated = any(name == b"date" for name, _ in self.fields)
         self.relayed = without_hop_by_hop(raw, self.fields)[:-2]
 
     def _framing(self) -> Framing:

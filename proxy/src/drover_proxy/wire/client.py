@@ -140,8 +140,8 @@ class ClientConnection(BodyReader):
         known = 0
         end = again = parser.again(data)
         if not again:
-            if known := self._known:
-                known = min(known, len(data))
+            if self._known > 2:  # else it may have been the empty line
+                known = min(self._known, len(data))
             end = data.find(b"\r\n\r\n", known - 3 if known > 3 else 0) + 4
         self._known = 0
         if (end if end > 3 else len(data)) > limits.header_bytes:

@@ -6,7 +6,7 @@ import asyncio
 import re
 from typing import TYPE_CHECKING, Final
 
-from drover_proxy.wire import headers
+from drover_proxy.wire import answers, headers
 from drover_proxy.wire.answerhead import AnswerHead, Framing
 from drover_proxy.wire.contract import BodyPlan, Kind, UpstreamError, UpstreamFault, Watch
 from drover_proxy.wire.fields import Fields
@@ -209,6 +209,8 @@ class Relay:
             exchange.keep_alive = False
         exchange.move(ANSWER)
         end = b"\r\n" if exchange.keep_alive else b"connection: close\r\n\r\n"
+        if not answer.dated:
+            end = answers.date_header() + end  # whoever passes an answer on owes it one (RFC 9110, 6.6.1)
         head = b"%b%b%b" % (answer.relayed, self._extra, end)
         if connection.complete:
             self.last(connection, head, data)
