@@ -189,6 +189,14 @@ def test_stream_defaults_differ():
     assert not read(GENERATE, b'{"model":"m","stream":false}').stream
 
 
+def test_a_copy_is_of_its_source_whatever_else_is_named():
+    """The name that was checked is written where Ollama reads it, and not into a field that it ignores."""
+    copy = read(COPY, b'{"name":"x","model":"y","source":"a:local","destination":"b"}')
+    assert json.loads(copy.render(copy.model)) == {
+        "name": "x", "model": "y", "source": "a:latest", "destination": "b"
+    }  # fmt: skip
+
+
 def test_copy_and_show_name_their_models_elsewhere():
     """Copy has source and destination; show knows the older `name`."""
     copy = read(COPY, b'{"source":"a","destination":"b"}')

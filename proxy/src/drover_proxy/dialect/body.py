@@ -67,6 +67,8 @@ class Asked:
     """An empty prompt with keep_alive 0: the client wants the model unloaded."""
     destination: str = ""
     """Of a copy."""
+    key: str = ""
+    """The field that the name stands in, where that is neither `model` nor `name`."""
 
     def __init__(
         self,
@@ -88,6 +90,7 @@ class Asked:
         self.empty_prompt = False
         self.unload = False
         self.destination = ""
+        self.key = ""
 
     def text(self, key: str) -> str:
         """Return a field's text, "" where there is none; BodyProblem where it is something else."""
@@ -100,7 +103,7 @@ class Asked:
             return self.source
         fields = dict(self.fields)
         if rename:
-            key = "model" if "model" in fields else "name" if "name" in fields else "source"
+            key = self.key or ("model" if "model" in fields else "name")
             fields[key] = msgspec.Raw(msgspec.json.encode(model))
         merged = dict(self.options or {})
         for name, value in (options or {}).items():
@@ -132,6 +135,7 @@ def read(route: Route, body: bytes) -> Asked:
     asked = Asked(name, model_of(name), _stream(fields, route), body, fields, changed)
     if source:
         asked.destination = _string(fields, "destination")
+        asked.key = source
     if route.native:
         _make_native(asked, route)
     return asked
