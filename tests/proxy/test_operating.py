@@ -63,6 +63,20 @@ def test_sigterm_lets_answers_finish(make_rig):
     assert rig.proxy.wait(10) == 0
 
 
+def test_who_was_let_in_before_the_end_is_served(rig):
+    """A request on its way at SIGTERM is answered, and the process doesn't wait for anybody else."""
+    with socket.create_connection(("127.0.0.1", rig.port), timeout=10) as client:
+        with rig.http() as http:  # accepted after it
+            assert http.get("/api/version").status_code == 200
+        rig.signal(signal.SIGTERM)
+        eventually(lambda: rig.lines("draining"))
+        client.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        answer = b"".join(iter(lambda: client.recv(4096), b"")).lower()
+    assert answer.startswith(b"http/1.1 200 ")
+    assert b"\r\nconnection: close\r\n" in answer
+    assert rig.proxy.wait(10) == 0
+
+
 def test_the_state_names_the_build(shared):
     """Compiled where tests/compiled asked for it, else interpreted; the log's first line says the same."""
     build = "compiled" if COMPILED else "interpreted"

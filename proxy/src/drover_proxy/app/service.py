@@ -40,6 +40,8 @@ from drover_proxy.wire import Limits, Server
 GPU_PATIENCE_SECONDS = 10.0
 """How long the start waits for NVML before it serves without; the search goes on meanwhile."""
 CATALOGUE_PATIENCE_SECONDS = 5.0
+LINGER_SECONDS = 1.0
+"""How long a client that was accepted just before the end may still send its request."""
 
 
 GARBAGE_OBJECTS = 10_000
@@ -217,7 +219,7 @@ class Service:
         self._log.info("draining", seconds=seconds, connections=len(self._public.connections))
         self._notifier.stopping("draining")
         parts.runtime.post(DrainRequested())
-        cut = await self._public.drain(seconds)
+        cut = await self._public.drain(seconds, linger=min(seconds, LINGER_SECONDS))
         self._log.info("stopped", cut=cut)
         await self._stop()
         return 0

@@ -26,6 +26,10 @@ BACKLOG = 4096
 """Connections the kernel holds while the loop is busy, or while one process hands over to the next."""
 
 
+LOOK_SECONDS = 0.02
+"""How often is looked whether all have left, while a server that stops lingers."""
+
+
 class Server:
     """Serves HTTP/1.1 and hands each request to a handler.
 
@@ -136,13 +140,16 @@ class Server:
             The number of exchanges that were cut.
         """
         self.stop_accepting()
-        if linger:
-            await asyncio.sleep(linger)
+        until = time.monotonic() + linger
+        while time.monotonic() < until:
+            await asyncio.sleep(LOOK_SECONDS)  # first, as who was accepted last isn't a connection yet
+            if not self.connections and not self._shaking_total:
+                break
         for handshakes in self._handshakes:
             handshakes.cut()
         for connection in list(self.connections):
             connection.close_if_idle()
-        await self._wait_empty(max(0.0, timeout - linger))
+        await self._wait_empty(timeout - linger)
         cut = sum(connection.exchange is not None for connection in self.connections)
         for connection in list(self.connections):
             connection.give_up("the proxy is stopping")
