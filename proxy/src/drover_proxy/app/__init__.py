@@ -1,6 +1,7 @@
 """The shell around the core: sockets, NVML, Ollama's answers become events; commands become I/O.
 
-service.py     starts, reloads, drains, stops            runtime.py     events in, commands out
+service.py     starts, drains, stops                     runtime.py     events in, commands out
+reloading.py   what changes while it runs                handover.py    from one process to the next
 gateway.py     what each request is                      call.py        one request that the scheduler knows
 instance.py    one Ollama instance: health, runners      catalogue.py   the models on disk, and their names
 listing.py     lists of models over all instances        management.py  pull, create, delete, copy, blobs
