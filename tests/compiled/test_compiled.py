@@ -7,17 +7,15 @@ import subprocess
 import sys
 import sysconfig
 import zipfile
-from collections.abc import Callable
 
 import pytest
 
 from tests.compiled.conftest import PROJECT
 
 pytestmark = pytest.mark.timeout(1200)  # the first of them waits for the compiler
-SERVED = ("test_clients", "test_storm", "test_wire_errors", "test_retries", "test_in_band")
-"""Real clients, streams, errors, faults of instances: what goes through the compiled modules."""
 DOUBLES = ("test_record", "test_runtime")
 """Their stand-ins are no instances of the classes that compiled functions ask for."""
+PYTEST = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "2")
 MODULES = """
 import importlib.util, sys
 import hatch_build
@@ -41,24 +39,6 @@ def run(*command: str, **environment: str) -> str:
     )
     assert done.returncode == 0, done.stdout[-8000:]
     return done.stdout
-
-
-def rerun(*tests: str, **environment: str) -> Callable[[], None]:
-    """Start tests in a process of their own; calling what comes back waits for their good end."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests],
-        env=os.environ | environment,
-        cwd=PROJECT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-    def end() -> None:
-        said, _ = process.communicate()
-        assert process.returncode == 0, said[-8000:]
-
-    return end
 
 
 def test_the_wheel_fits_this_python_and_machine_only(wheel):
@@ -97,21 +77,19 @@ def test_every_module_of_the_list_is_compiled(package):
     assert run("-m", "drover_proxy", "--version", PYTHONPATH=str(package)).endswith("(compiled)\n")
 
 
-def test_the_same_tests_hold(package):
-    """Those of wire, core and bodies on compiled modules; real clients at a proxy that runs compiled."""
-    inside = rerun(
+def test_the_same_unit_tests_hold(package):
+    """Those of wire, core and bodies, on compiled modules."""
+    left_out = (f"--ignore=tests/unit/proxy/{name}.py" for name in DOUBLES)
+    run(
+        *PYTEST,
         "tests/unit/wire",
         "tests/unit/core",
         "tests/unit/proxy",
-        *(f"--ignore=tests/unit/proxy/{name}.py" for name in DOUBLES),
+        *left_out,
         PYTHONPATH=f"{package}:{PROJECT}",
     )
-    outside = rerun(
-        *(f"tests/proxy/{name}.py" for name in SERVED),
-        "tests/proxy/test_operating.py::test_the_state_names_the_build",
-        DROVER_PROXY_FROM=str(package),
-    )
-    try:
-        inside()
-    finally:
-        outside()
+
+
+def test_the_same_clients_are_served(package):
+    """All that is tried with real clients at a proxy that runs, which is compiled here as on a host."""
+    run(*PYTEST, "--dist", "worksteal", "tests/proxy", DROVER_PROXY_FROM=str(package))
