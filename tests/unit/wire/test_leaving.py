@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 from drover_proxy.wire import BodyPlan, Kind, Limits, Upstream
+from drover_proxy.wire.limits import SILENT_SECONDS
 
 from tests.proxy.authority import Authority, context_of
 from tests.support import eventually_async
@@ -283,3 +284,16 @@ async def test_a_tls_client_leaves_behind_a_body_that_waits(tmp_path):
         await eventually_async(lambda: not world.server.connections, timeout=PATIENCE, every=0.001)
         assert time.monotonic() - left < 1
         assert (await world.outcome()).kind is Kind.CLIENT_GONE
+
+
+@pytest.mark.parametrize("inherited", [False, True])
+async def test_the_kernel_asks_clients_that_are_only_silent(world: World, *, inherited: bool):
+    """Whose machine is gone doesn't leave: TCP's own keep-alive is what notices."""
+    if inherited:
+        (world.address,) = await world.server.listen([socket.create_server(("127.0.0.1", 0))])
+    await world.client()
+    await eventually_async(lambda: bool(world.server.connections))
+    (connection,) = world.server.connections
+    sock = connection.transport.get_extra_info("socket")
+    assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+    assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == SILENT_SECONDS

@@ -53,6 +53,15 @@ LINGER_SECONDS: Final = 2.0
 Closing at once would reset the connection and could destroy that answer on its way. nginx: 5 s.
 """
 
+SILENT_SECONDS: Final = 30
+PROBE_SECONDS: Final = 15
+PROBES: Final = 4
+"""A client that says nothing for so long is asked by the kernel (TCP's keep-alive), so often, so many times.
+
+One whose machine or network is gone doesn't leave, it is only silent, and what it waits for costs a GPU. So
+it is noticed after a minute and a half. Go's servers ask after 15 s, 9 times.
+"""
+
 CHUNK_LINE_BYTES: Final = 256
 """Longest line of a chunk's size with its extensions. Nothing uses extensions; node allows 16 KiB of them."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import ssl
 import time
@@ -19,7 +20,7 @@ from drover_proxy.wire.forwarding import Forwarding, network_of
 from drover_proxy.wire.handshake import Handshakes
 from drover_proxy.wire.hangups import HangUps
 from drover_proxy.wire.head import BadRequest, Memo, target_of
-from drover_proxy.wire.limits import Limits
+from drover_proxy.wire.limits import PROBE_SECONDS, PROBES, SILENT_SECONDS, Limits
 from drover_proxy.wire.pool import Pool
 
 BACKLOG = 4096
@@ -106,6 +107,8 @@ class Server:
                 listener = await loop.create_server(make, sock=place, backlog=backlog)
             self._listeners.append(listener)
             bound += [_name(sock) for sock in listener.sockets]
+            for sock in listener.sockets:
+                _ask_the_silent(sock)
         return bound
 
     def connection(self) -> Any:  # an asyncio.Protocol by its methods: see Link
@@ -295,6 +298,17 @@ def _listening(place: str | socket.socket) -> socket.socket:
 
 def _soon(work: Callable[[], None]) -> None:
     asyncio.get_running_loop().call_soon(work)
+
+
+def _ask_the_silent(listening: socket.socket) -> None:
+    """Have the kernel ask clients that say nothing whether they are there; what it accepts inherits that."""
+    if listening.family == socket.AF_UNIX:
+        return
+    with socket.socket(fileno=os.dup(listening.fileno())) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, SILENT_SECONDS)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, PROBE_SECONDS)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, PROBES)
 
 
 def _name(sock: socket.socket) -> str:
