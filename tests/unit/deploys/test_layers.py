@@ -81,7 +81,7 @@ def proxies(run, answers, *arguments, **variables):  # noqa: F811
     return done, [line.strip() for line in done.stderr.splitlines() if "compil" in line]
 
 
-def test_a_wish_for_machine_code_that_cannot_be_met_is_refused(run, monkeypatch):  # noqa: F811
+def test_a_wish_for_machine_code_that_cannot_be_met_is_refused(run, tools, monkeypatch):  # noqa: F811
     """The pure wheel isn't taken instead, in silence; nothing is touched."""
     monkeypatch.setenv("CC", "no-such-compiler")
 
@@ -116,7 +116,7 @@ def test_a_mixed_fleet_is_told_once_who_gets_the_pure_wheel(run, tools):  # noqa
     assert "like-1" not in said[0]
 
 
-def test_the_pure_wheel_is_told_where_some_hosts_have_no_proxy_or_are_refused(run, monkeypatch):  # noqa: F811
+def test_the_pure_wheel_is_told_where_some_hosts_are_refused(run, tools, monkeypatch):  # noqa: F811
     """The line doesn't wait for hosts that never come so far."""
     monkeypatch.setenv("CC", "no-such-compiler")
 
