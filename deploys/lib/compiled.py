@@ -161,7 +161,7 @@ def _make(folder: Path, say: Callable[[str], None]) -> None:
         raise DroverError(
             f"compiling these sources failed, as {_failed()} tells. Next: rm {_failed()}, to try again"
         )
-    say("compiling the proxy, about a minute, once for these sources")
+    say("compiling the proxy: a minute or two, once for these sources")
     began = time.monotonic()
     with tempfile.TemporaryDirectory(dir=CACHE) as made:
         try:

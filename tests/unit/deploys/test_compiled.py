@@ -104,7 +104,7 @@ def test_hosts_of_a_run_share_the_minute_and_hear_of_it_once(built, monkeypatch)
         wheels = {one.result() for one in asked}
 
     assert len(wheels) == len(built) == 1
-    assert said[0] == "compiling the proxy, about a minute, once for these sources"
+    assert said[0] == "compiling the proxy: a minute or two, once for these sources"
     assert said[1].startswith("compiled the proxy in ")
     assert len(said) == 2
 
@@ -141,7 +141,7 @@ def test_a_failed_build_says_why_and_isnt_tried_again_by_itself(monkeypatch, tmp
 
     with pytest.raises(DroverError, match=r"as .*failed-.*\.log tells"):
         compiled.wheel(said.append)
-    assert said == ["compiling the proxy, about a minute, once for these sources"]
+    assert said == ["compiling the proxy: a minute or two, once for these sources"]
 
     log.unlink()
     assert compiled.obstacles(OWN, HERE) == []
