@@ -63,13 +63,13 @@ def test_a_compressed_name_is_checked_like_any(house):
 @pytest.mark.parametrize(
     ("packed", "coding", "path", "status", "code"),
     [
-        (gzip.compress(body()), "gzip", CHAT, 415, "content_encoding"),
+        (gzip.compress(body(), mtime=0), "gzip", CHAT, 415, "content_encoding"),
         (zstd.compress(body()), "zstd, identity", CHAT, 415, "content_encoding"),
         (body(), "zstd", CHAT, 400, "invalid_body"),
         (zstd.compress(bytes(30 << 20)), "zstd", CHAT, 413, "body_too_long"),
-        (gzip.compress(body()), "gzip", "/v1/messages", 415, "content_encoding"),
+        (gzip.compress(body(), mtime=0), "gzip", "/v1/messages", 415, "content_encoding"),
         (zstd.compress(body()), "zstd", "/api/chat", 415, "content_encoding"),
-        (gzip.compress(body()), "gzip", "/api/pull", 415, "content_encoding"),
+        (gzip.compress(body(), mtime=0), "gzip", "/api/pull", 415, "content_encoding"),
     ],
 )
 def test_what_is_not_read_is_refused_in_the_dialect(house, packed, coding, path, status, code):
