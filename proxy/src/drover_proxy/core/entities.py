@@ -95,7 +95,7 @@ class Request:
         self.arrived_at = arrived_at
         self.sequence = 0
         self.state: RequestState = RequestState.WAITING
-        self.runner: RunnerKey | None = None
+        self.runner: Runner | None = None
         self.forwarded_at: float = NEVER
         self.bounced = 0
 

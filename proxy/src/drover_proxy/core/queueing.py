@@ -182,7 +182,7 @@ def bounce(state: State, event: ForwardFailed, now: float) -> None:
     if request is None:
         return
     if request.state is RequestState.FORWARDED and request.runner is not None:
-        state.runners[request.runner].suspect_since = now
+        request.runner.suspect_since = now
     request_bounced = request.bounced + 1
     if request_bounced > MOST_BOUNCES:
         message = f"the instance could not be reached: {event.reason}"

@@ -125,7 +125,7 @@ class Scheduler:
         request = state.requests.get(event.request)
         if request is None:
             return state.draining
-        runner = state.runners.get(request.runner) if request.runner is not None else None
+        runner = request.runner
         if isinstance(event, events.RequestFinished):
             queueing.finish(state, request, event.outcome, now)
         else:

@@ -129,7 +129,8 @@ class Sizing:
     config: CoreConfig
     measured: dict[Measure, int] = field(default_factory=dict)
     floors: dict[Measure, int] = field(default_factory=dict)
-    _specs: dict[tuple[str, str], RunSpec] = field(default_factory=dict)
+    _specs: dict[str, dict[str, RunSpec]] = field(default_factory=dict)
+    """By model and instance."""
     versions: dict[str, str] = field(default_factory=dict)
     """What each instance answers to /api/version; empty: not known."""
     _predicted: dict[tuple[str, str], Footprint] = field(default_factory=dict)
@@ -143,17 +144,19 @@ class Sizing:
 
     def forget(self, model: str) -> None:
         """A model has changed: make its specs anew."""
-        for cached in [cached for cached in self._specs if cached[0] == model]:
-            del self._specs[cached]
-            self._predicted.pop(cached, None)
-            self._beside.pop(cached, None)
+        for instance in self._specs.pop(model, {}):
+            self._predicted.pop((model, instance), None)
+            self._beside.pop((model, instance), None)
 
     def spec(self, info: ModelInfo, instance: Instance) -> RunSpec:
         """Return how a model is to run in an instance."""
-        cached = self._specs.get((info.name, instance.name))
-        if cached is None:
-            cached = self._specs[info.name, instance.name] = self._spec(info, instance)
-        return cached
+        of_model = self._specs.get(info.name)
+        if of_model is None:
+            of_model = self._specs[info.name] = {}
+        spec = of_model.get(instance.name)
+        if spec is None:
+            spec = of_model[instance.name] = self._spec(info, instance)
+        return spec
 
     def _spec(self, info: ModelInfo, instance: Instance) -> RunSpec:
         profile = self.config.profiles.get(info.name, NO_PROFILE)

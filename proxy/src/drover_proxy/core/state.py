@@ -184,7 +184,7 @@ class State:
         for request, key in tuple(self.orphans.items()):
             if key == runner.key and len(runner.active) < runner.slots:
                 del self.orphans[request]
-                self.requests[request].runner = key
+                self.requests[request].runner = runner
                 runner.active.add(request)
 
     def runners_of(self, instance: str) -> Iterator[Runner]:
@@ -285,15 +285,15 @@ class State:
         self._sit(request, runner, now)
 
     def _sit(self, request: Request, runner: Runner, now: float) -> None:
-        request.runner = runner.key
+        request.runner = runner
         request.forwarded_at = now
         runner.active.add(request.id)
         runner.last_used_at = now
 
     def _leave_runner(self, request: Request, now: float) -> None:
         self.orphans.pop(request.id, None)
-        if request.runner is not None:
-            runner = self.runners[request.runner]
+        runner = request.runner
+        if runner is not None:
             runner.active.discard(request.id)
             runner.last_used_at = now
             request.runner = None

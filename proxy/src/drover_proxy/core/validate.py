@@ -61,7 +61,10 @@ def _in_flight(state: State) -> Iterator[str]:
         if request.id != identity:
             yield f"request {request.id} is filed as {identity}"
         if request.state in IN_FLIGHT:
-            held = request.runner in state.runners and identity in state.runners[request.runner].active
+            runner = request.runner
+            held = (
+                runner is not None and runner is state.runners.get(runner.key) and identity in runner.active
+            )
             if not held and identity not in state.orphans:
                 yield f"request {identity} is {request.state.value}, but with nobody"
         elif request.state is not RequestState.WAITING:

@@ -17,7 +17,7 @@ from typing import Final
 
 import msgspec
 
-from drover_proxy.dialect.names import LOCAL, CloudName, NameProblem, canonical
+from drover_proxy.dialect.names import LAST_OF_LOCAL, CloudName, NameProblem, canonical, is_local
 from drover_proxy.dialect.routes import Route
 
 RUNNER_OPTIONS = frozenset(
@@ -98,7 +98,7 @@ class Asked:
 
     def render(self, model: str, options: Mapping[str, int] | None = None) -> bytes:
         """Return the bytes for the instance, asking for `model` with the profile's runner options."""
-        rename = model != self.model or self.name.casefold().endswith(LOCAL)
+        rename = model != self.model or (self.name[-1:] in LAST_OF_LOCAL and is_local(self.name))
         if not (rename or options or self.changed):
             return self.source
         fields = dict(self.fields)
@@ -208,7 +208,7 @@ def _short(raw: msgspec.Raw | None) -> bytes:
     return bytes(raw) if len(raw) < 16 else b"long"
 
 
-def _string(fields: Mapping[str, msgspec.Raw], key: str) -> str:
+def _string(fields: dict[str, msgspec.Raw], key: str) -> str:
     raw = fields.get(key)
     if raw is None or _is_null(raw):
         return ""
@@ -218,14 +218,14 @@ def _string(fields: Mapping[str, msgspec.Raw], key: str) -> str:
         raise BodyProblem(400, "invalid_body", f"the field {key!r} must be a string") from error
 
 
-def _name(fields: Mapping[str, msgspec.Raw], source: str) -> str:
+def _name(fields: dict[str, msgspec.Raw], source: str) -> str:
     name = _string(fields, source) if source else _string(fields, "model") or _string(fields, "name")
     if not name:
         raise BodyProblem(400, "model_required", f"{source or 'model'} is required")
     return name
 
 
-def _stream(fields: Mapping[str, msgspec.Raw], route: Route) -> bool:
+def _stream(fields: dict[str, msgspec.Raw], route: Route) -> bool:
     raw = fields.get("stream")
     if raw is None:
         return route.stream_default

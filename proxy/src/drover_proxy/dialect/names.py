@@ -15,6 +15,7 @@ PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}")
 DEFAULT_HOST = "registry.ollama.ai"
 DEFAULT_NAMESPACE = "library"
 LOCAL = ":local"
+LAST_OF_LOCAL: Final = ("l", "L")
 
 
 class NameProblem(ValueError):  # noqa: N818 - what is wrong with a name
@@ -53,9 +54,14 @@ def _canonical(name: str) -> str:
     return f"{'/'.join(path)}:{tag}".casefold()
 
 
+def is_local(name: str) -> bool:
+    """Whether a name ends with what only says "not the cloud"."""
+    return name.casefold().endswith(LOCAL)
+
+
 def _split(name: str) -> tuple[str, str, str, str]:
     # `:local` behind a name only says "not the cloud".
-    text = name[: -len(LOCAL)] if name.casefold().endswith(LOCAL) else name
+    text = name[: -len(LOCAL)] if is_local(name) else name
     head, _, last = text.rpartition("/")
     model, colon, tag = last.partition(":")
     parts = head.split("/") if "/" in text else []

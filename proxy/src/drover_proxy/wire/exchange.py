@@ -81,7 +81,9 @@ class Exchange:
         """Shared by the exchanges of a connection that have the same head, but for its length."""
         self.target = target
         """In origin-form, as the client wrote it otherwise: nothing is decoded or normalised."""
-        self.path, _, self.query = target.partition(b"?")
+        self.path, self.query = target, b""
+        if b"?" in target:
+            self.path, _, self.query = target.partition(b"?")
         self.headers = headers
         """Names in lower case, in the order they came. To be read only: `forward` takes others."""
         self.client = connection.peer
