@@ -55,7 +55,7 @@ def preflight(ctx: Context) -> None:
     """Refuse a door without keys, unless it is meant to be open."""
     values = ctx.vars
     if not values["proxy_enabled"]:
-        builds.passed_over()
+        builds.note_host()
         raise SkipLayerError
     if not values["proxy_keys"] and not values["proxy_open"]:
         ctx.refuse(

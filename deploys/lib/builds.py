@@ -84,11 +84,11 @@ def chosen(ctx: Context, pure: wheelhouse.Target, releases: str) -> wheelhouse.T
             f"proxy_compiled is true, but {explained(obstacles)}, or set proxy_compiled: auto, which takes "
             "the pure wheel here"
         )
-    passed_over(obstacles)
+    note_host(obstacles)
     return replace(pure, compiled=wish is not False and not obstacles)
 
 
-def passed_over(obstacles: Iterable[Obstacle] = ()) -> None:
+def note_host(obstacles: Iterable[Obstacle] = ()) -> None:
     """Note the host at hand; without obstacles it gets what is asked for, or no proxy at all."""
     ROLL.note(host.name, obstacles, (other.name for other in state.inventory.get_active_hosts()))
 
