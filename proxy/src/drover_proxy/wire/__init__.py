@@ -10,8 +10,10 @@ upstream.py   a connection to an upstream, its framing     pool.py       an upst
 relay.py      one forwarded request                        headers.py    what goes through and what doesn't
 forwarding.py X-Forwarded-*, Via, trusted proxies          hangups.py    who leaves while not being read
 answers.py    answers that the proxy makes itself          parting.py    when an upstream has stopped
-certificate.py what a client's certificate calls it       handshake.py  connections before TLS is agreed
-pieces.py     long writes to TLS, in pieces             chunks.py     whole chunks of an answer, stepped over
+chunks.py     whole chunks of an answer                    pieces.py     long writes to TLS, in pieces
+handshake.py  connections before TLS is agreed on          certificate.py what a client's certificate calls it
+
+docs/explanation/wire.md goes through them with a request.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Every limit of the wire: a named number, its unit, and where the number comes from.
+"""The limits that clients and upstreams run into: each a named number, its unit, and where it comes from.
 
 A limit that is `None` is off. Times are in seconds and are checked by one sweep over all connections
 every `sweep_seconds`, so each of them is exact to that interval and costs nothing per request.
