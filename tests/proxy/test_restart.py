@@ -12,6 +12,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from drover_proxy.app.service import CATALOGUE_PATIENCE_SECONDS
 
 from tests.proxy.authority import Authority, context_of
 from tests.proxy.rig import GIB, KEYS, MIDDLE, OTHER, SMALL
@@ -116,6 +117,28 @@ def test_slots_and_models_of_an_old_process_are_left_alone(make_systemd):
 
     assert (len(lines), len(more), len(others)) == (601, 6, 6)
     eventually(lambda: rig.lines("taken_over"), timeout=15)
+
+
+def test_the_old_process_accepts_until_the_new_one_knows_the_models(make_systemd):
+    """Where Ollama is too busy to list them, nobody is told that no instance answers."""
+    systemd = make_systemd()
+    systemd.load(SMALL)
+    ollama = next(process for process in systemd.rig.processes if process is not systemd.main)
+    ollama.send_signal(signal.SIGSTOP)
+    restart = threading.Thread(target=systemd.restart)
+    restart.start()
+    try:
+        eventually(lambda: systemd.rig.lines("taking_over"), timeout=20)
+        restart.join(CATALOGUE_PATIENCE_SECONDS + 1)
+        assert restart.is_alive()
+        asked, lines = generate(systemd, SMALL, 5)
+    finally:
+        ollama.send_signal(signal.SIGCONT)
+    asked.join(30)
+    restart.join(30)
+
+    assert len(lines) == 6
+    assert not restart.is_alive()
 
 
 def test_kept_connections_bring_one_more_request(make_systemd):

@@ -80,6 +80,11 @@ class Handover:
             await asyncio.sleep(LOOK_SECONDS)
 
     @property
+    def taking_over(self) -> bool:
+        """Whether an old process goes on accepting until this one serves."""
+        return self._runtime.sharing is not None
+
+    @property
     def possible(self) -> bool:
         """Whether a new process can come while this one goes on."""
         return self.supervisor.present and self._sharing is not None and self._sharing.usable

@@ -40,6 +40,8 @@ from drover_proxy.wire import Limits, Server
 GPU_PATIENCE_SECONDS = 10.0
 """How long the start waits for NVML before it serves without; the search goes on meanwhile."""
 CATALOGUE_PATIENCE_SECONDS = 5.0
+TAKE_OVER_SECONDS = 45.0
+"""The same while an old process accepts, which knows the models: half of what systemd gives a start."""
 LINGER_SECONDS = 1.0
 """How long a client that was accepted just before the end may still send its request."""
 
@@ -178,7 +180,8 @@ class Service:
 
     async def _first_catalogue(self) -> None:
         """Wait a moment for the first list of models, so that early requests aren't told 503."""
-        deadline = asyncio.get_running_loop().time() + CATALOGUE_PATIENCE_SECONDS
+        patience = TAKE_OVER_SECONDS if self._handover.taking_over else CATALOGUE_PATIENCE_SECONDS
+        deadline = asyncio.get_running_loop().time() + patience
         while self._parts.catalogue.read_at is None and asyncio.get_running_loop().time() < deadline:
             if self._stopping.is_set():
                 return
