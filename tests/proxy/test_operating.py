@@ -34,11 +34,12 @@ def test_reload_takes_new_keys_and_keeps_the_last_good_one(rig):
     assert rig.ollama("drv_fresh").list().models
     assert "drover_config_last_reload_successful 0.0" in rig.admin("/metrics").text
 
-    rig.write_keys()
+    rig.write_keys(fresh=fresh)
     rig.config_file.write_text("instances: {}")
     rig.signal(signal.SIGHUP)
     eventually(lambda: len(rig.lines("reload_failed")) == 2)
     assert rig.ollama("drv_fresh").generate("house", "One").response
+    rig.write_keys()
     rig.write_config(listen="127.0.0.1:1")
     rig.signal(signal.SIGHUP)
     eventually(lambda: rig.lines("reload_needs_restart"))

@@ -196,6 +196,23 @@ def _log(rig):
     return [json.loads(line) for line in rig.log.read_text().splitlines() if line.startswith("{")]
 
 
+def test_a_restart_waits_for_the_admin_address(make_systemd):
+    """Somebody has it for a moment: the start says so, waits, and clients are served by the old process."""
+    systemd = make_systemd()
+    rig = systemd.rig
+    systemd.stop()
+    with socket.socket() as somebody:
+        somebody.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        somebody.bind(("127.0.0.1", rig.admin_port))
+        somebody.listen()
+        systemd.start()
+        eventually(lambda: rig.lines("address_taken"))
+        with rig.http() as http:
+            assert http.get("/api/version").status_code == 200
+    systemd.wait_ready()
+    assert str(rig.admin_port) in rig.lines("address_taken")[0]["message"]
+
+
 def test_a_signature_is_used_once_over_a_restart(make_systemd):
     """What either process took, the other refuses from another address; what is new, both take."""
     systemd = make_systemd()

@@ -22,6 +22,7 @@ from drover_proxy.core.events import (
     UnloadObserved,
 )
 from drover_proxy.dialect.names import NameProblem, canonical
+from drover_proxy.drivers.ending import end
 from drover_proxy.drivers.nvml import grown
 from drover_proxy.drivers.ollama import OllamaClient, OllamaError, load_fault
 from drover_proxy.wire import Upstream
@@ -71,9 +72,7 @@ class Instance:
 
     async def stop(self) -> None:
         """Stop watching. Ollama aborts a load under way when the call that asked for it goes."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end(self._tasks)
         self.upstream.close()
 
     def suspect(self) -> None:

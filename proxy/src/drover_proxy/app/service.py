@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import ssl
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,8 +28,9 @@ from drover_proxy.app.reloading import Reloader
 from drover_proxy.app.runtime import Runtime
 from drover_proxy.app.siblings import folder
 from drover_proxy.build import BUILD
-from drover_proxy.config import ConfigError, ProxyConfig, load
+from drover_proxy.config import ConfigError, load
 from drover_proxy.core.events import DrainRequested
+from drover_proxy.drivers.ending import end
 from drover_proxy.drivers.log import Log
 from drover_proxy.drivers.notify import Notifier, watchdog_seconds
 from drover_proxy.drivers.ollama import OllamaClient
@@ -42,6 +44,8 @@ GPU_PATIENCE_SECONDS = 10.0
 CATALOGUE_PATIENCE_SECONDS = 5.0
 TAKE_OVER_SECONDS = 45.0
 """The same while an old process accepts, which knows the models: half of what systemd gives a start."""
+BIND_PATIENCE_SECONDS = 5.0
+"""How long a restart waits for the admin address; the old process serves clients meanwhile."""
 LINGER_SECONDS = 1.0
 """How long a client that was accepted just before the end may still send its request."""
 
@@ -120,7 +124,7 @@ class Service:
             self._reloader.begin()
         except ConfigError as problem:
             raise StartError(str(problem)) from problem
-        public, admin = _sockets(config)
+        public, admin = await self._sockets()
         loop.add_signal_handler(signal.SIGTERM, self._stopping.set)
         loop.add_signal_handler(signal.SIGINT, self._stopping.set)
         loop.add_signal_handler(signal.SIGHUP, self._reload)
@@ -161,6 +165,23 @@ class Service:
         self._notifier.ready(f"serving on {', '.join(places)}")
         await self._stopping.wait()
         return await (self._leave() if self._handover.possible else self._drain())
+
+    async def _sockets(self) -> tuple[list[socket.socket], list[socket.socket]]:
+        """Take the sockets that are handed over, bind the others."""
+        config = self._parts.config
+        public, admin = handed_over()
+        until = time.monotonic() + (BIND_PATIENCE_SECONDS if public else 0.0)
+        told = False
+        while True:
+            try:
+                return public or bind(config.listen), admin or bind(config.admin_listen)
+            except BindError as error:
+                if time.monotonic() >= until:
+                    raise StartError(str(error)) from error
+                if not told:
+                    self._log.warning("address_taken", message=str(error))
+                told = True
+            await asyncio.sleep(0.05)
 
     async def _schedule(self) -> None:
         """Find the GPUs, then begin to schedule; the wait may be long, and the proxy serves meanwhile."""
@@ -231,23 +252,13 @@ class Service:
         parts = self._parts
         await self._admin.drain(0.5)
         parts.runtime.stop()
-        for task in list(parts.tasks):
-            task.cancel()
-        await asyncio.gather(*parts.tasks, return_exceptions=True)
+        await end(parts.tasks)
         for instance in parts.instances.values():
             await instance.stop()
         parts.memory.stop()
         parts.rejections.sum_up()
         await self._recall.finish()
         self._notifier.close()
-
-
-def _sockets(config: ProxyConfig) -> tuple[list[socket.socket], list[socket.socket]]:
-    public, admin = handed_over()
-    try:
-        return public or bind(config.listen), admin or bind(config.admin_listen)
-    except BindError as error:
-        raise StartError(str(error)) from error
 
 
 async def _until(event: asyncio.Event) -> None:
