@@ -90,7 +90,7 @@ class Pool:
 
     def put(self, connection: UpstreamConnection, now: float) -> None:
         """Take a connection back after a whole answer."""
-        connection.relay = None
+        connection.let_go()
         connection.served += 1
         if len(self.idle) >= POOL_IDLE_CONNECTIONS or connection.transport.is_closing():
             connection.close()

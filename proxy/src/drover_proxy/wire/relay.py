@@ -228,6 +228,7 @@ class Relay:
     def last(self, connection: UpstreamConnection, head: bytes, data: bytes) -> None:
         """Relay the last piece, if the watch agrees that it is; `head` when it came along with it."""
         exchange, watch = self.exchange, self.watch
+        self._count(connection)
         kind = COMPLETE
         if watch is not None:
             error = watch.error() if exchange.status < 400 else None  # else the status tells it
@@ -247,6 +248,11 @@ class Relay:
         else:
             connection.close()
         self._end(kind)
+
+    def _count(self, connection: UpstreamConnection) -> None:
+        """Add what the connection has passed on by itself."""
+        self.exchange.bytes_out += connection.passed_bytes
+        connection.passed_bytes = 0
 
     def _end(self, kind: Kind) -> None:
         self.connection = None
@@ -299,6 +305,7 @@ class Relay:
     def _break(self, connection: UpstreamConnection, why: str, *, can_add: bool) -> None:
         """Break the client's transfer, after the dialect's own words for it where they fit in."""
         framing = connection.framing
+        self._count(connection)
         self._part(connection)
         event = self.watch.error_event() if self.watch is not None else b""
         if framing is BY_CHUNKS:
@@ -324,6 +331,7 @@ class Relay:
             dialing.cancel()
         connection, self.connection = self.connection, None
         if connection is not None:
+            self._count(connection)
             self._part(connection)
 
     def _part(self, connection: UpstreamConnection) -> None:
@@ -345,8 +353,11 @@ class Relay:
 
     def sweep(self, now: float) -> None:
         """Look at the clock."""
-        if self.active:
+        connection = self.connection
+        if self.active or (connection is not None and connection.moved):
             self.active = False
+            if connection is not None:
+                connection.moved = False
             limit = self._limits.stall_timeout
             self.deadline = FOREVER if limit is None else now + limit
         if now < self.deadline or self.connection is None:

@@ -9,7 +9,7 @@ import httptools
 
 from drover_proxy.wire.answerhead import AnswerHead, BadAnswer, Framing
 from drover_proxy.wire.chunks import step_over
-from drover_proxy.wire.contract import UpstreamFault
+from drover_proxy.wire.contract import UpstreamFault, Watch
 from drover_proxy.wire.fields import find_fault
 from drover_proxy.wire.limits import ANSWER_HEAD_BYTES, WRITE_HIGH_BYTES
 
@@ -46,11 +46,15 @@ class UpstreamConnection:
         "idle_until",
         "in_body",
         "line_end",
+        "moved",
+        "out",
+        "passed_bytes",
         "pool",
         "relay",
         "reusable",
         "served",
         "transport",
+        "watch",
     )
 
     def __init__(self, pool: Pool) -> None:
@@ -70,6 +74,11 @@ class UpstreamConnection:
         self._surplus = False
         self._llhttp: httptools.HttpResponseParser | None = None  # of chunked answers only
         self._llhttp_whole = False
+        # What a token needs is all here: a thousand streams fit into no cache, and each object is a miss.
+        self.out: asyncio.Transport = _NOT_CONNECTED  # the client's
+        self.watch: Watch | None = None
+        self.moved = False  # something came since the last sweep
+        self.passed_bytes = 0  # not counted by the exchange yet
         self._unshown: bytes | None = None
         """The head of a chunked answer of which llhttp needed to see nothing yet."""
 
@@ -82,9 +91,8 @@ class UpstreamConnection:
 
     def on_body(self, data: bytes) -> None:
         """Show a piece of the body to the watch."""
-        relay = self.relay
-        if relay is not None and relay.watch is not None:
-            relay.watch.feed(data)
+        if self.watch is not None:
+            self.watch.feed(data)
 
     def on_message_complete(self) -> None:
         """Take note of the end of the answer."""
@@ -107,9 +115,9 @@ class UpstreamConnection:
             data = self._follow(data)  # from here on: the path of every token
             if not (self.complete or self._surplus):
                 self.line_end = data.endswith(b"\r\n")
-                relay.active = True
-                relay.exchange.bytes_out += len(data)
-                relay.transport.write(data)
+                self.moved = True
+                self.passed_bytes += len(data)
+                self.out.write(data)
             elif self._surplus:
                 relay.broken(self, "the upstream sent bytes that are no part of its answer")
             else:
@@ -143,14 +151,21 @@ class UpstreamConnection:
     def begin(self, relay: Relay, *, bodiless: bool) -> None:
         """Get ready for the answer to the request that the relay is about to write; `bodiless` for HEAD."""
         self.relay = relay
+        self.out, self.watch = relay.transport, relay.watch
+        self.passed_bytes = 0
         self.bodiless = bodiless
         self.in_body = False
         self._buffer = b""
         self.complete = False
 
+    def let_go(self) -> None:
+        """Forget the request that was served."""
+        self.relay = self.watch = None
+        self.out = _NOT_CONNECTED
+
     def close(self) -> None:
         """Close at once, whatever is under way."""
-        self.relay = None
+        self.let_go()
         self.pool.forget(self)
         if self.transport is not _NOT_CONNECTED:
             self.transport.abort()
@@ -165,7 +180,7 @@ class UpstreamConnection:
         if self._unshown is not None:
             return True  # nothing but whole chunks came
         assert self._llhttp is not None
-        self.relay = None  # the watch must not see this
+        self.let_go()  # the watch must not see this
         try:
             self._llhttp.feed_data(b"0\r\n\r\n")
         except httptools.HttpParserError:
@@ -241,17 +256,15 @@ class UpstreamConnection:
                     # More than it said: the answer is whole, the connection is not to be used again.
                     data = data[:left]
                     self.reusable = False
-        relay = self.relay
-        if relay is not None and relay.watch is not None and data:
-            relay.watch.feed(data)
+        if self.watch is not None and data:
+            self.watch.feed(data)
         return data
 
     def _follow_chunks(self, data: bytes) -> None:
         """Step over whole chunks; from the first that isn't one, llhttp sees everything."""
         at = 0
         if self._unshown is not None:
-            relay = self.relay
-            at, last = step_over(data, relay.watch if relay is not None else None)
+            at, last = step_over(data, self.watch)
             if last:
                 self.complete = True
                 self._surplus = at < len(data)
