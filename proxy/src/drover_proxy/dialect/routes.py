@@ -56,6 +56,8 @@ class Kind(enum.Enum):
 class Shape(enum.Enum):
     """How a streamed answer proves that it is whole."""
 
+    __hash__ = object.__hash__  # looked up for every stream; Enum's own is slow
+
     DONE = "done"
     """NDJSON whose last line has `"done":true`, or `error`."""
     STATUS = "status"

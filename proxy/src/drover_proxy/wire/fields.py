@@ -9,6 +9,7 @@ Credentials, and lines that change with every message, are not kept.
 from __future__ import annotations
 
 import re
+from typing import Final
 
 Fields = list[tuple[bytes, bytes]]
 
@@ -35,16 +36,12 @@ NOT_KEPT = frozenset(
 CONTROL = bytes(byte for byte in range(32) if byte not in b"\t\r\n") + b"\x7f"
 """Bytes that have no place anywhere in a head."""
 
-_kept: dict[bytes, tuple[bytes, bytes]] = {}
+_kept: Final[dict[bytes, tuple[bytes, bytes]]] = {}
 
 
 def read(lines: list[bytes]) -> Fields:
     """Read a head's lines after the first, each without its CRLF; raise ValueError for a malformed one."""
-    kept = _kept
-    try:
-        return [kept[line] for line in lines]
-    except KeyError:
-        return [kept.get(line) or _read(line) for line in lines]
+    return [_kept.get(line) or _read(line) for line in lines]
 
 
 def _read(line: bytes) -> tuple[bytes, bytes]:

@@ -22,7 +22,7 @@ from drover_proxy.wire.limits import Limits
 REQUEST_LINE = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+) ([!-~]+) HTTP/([0-9]\.[0-9])")
 HOST = re.compile(rb"[A-Za-z0-9.\-_~%!$&'()*+,;=:\[\]]*")
 ABSOLUTE = re.compile(rb"https?://([^/?#@]+)([/?].*)?", re.IGNORECASE)
-LENGTH = re.compile(rb"[0-9]{1,18}")
+LENGTH_DIGITS: Final = 18
 """A billion GB, and below 2^63: no reader of it overflows."""
 MEMO_BYTES = 4096
 """A longer head isn't kept until the next: most are some 300 bytes, with a browser's cookies a few KiB."""
@@ -166,10 +166,13 @@ class HeadParser:
             self._same = (raw, b"")
             return
         start = raw.lower().index(b"\r\ncontent-length:") + 17
-        name, value = next(f for f in self.fields if f[0] == b"content-length")
+        at = 0
+        while self.fields[at][0] != b"content-length":
+            at += 1
+        value = self.fields[at][1]
         start = raw.index(value, start)
         self._same = (raw[:start], raw[start + len(value) :])
-        self._length_at = self.fields.index((name, value))
+        self._length_at = at
 
     def _check(self, raw: bytes) -> None:
         """Let llhttp see the head, and refuse it if llhttp does."""
@@ -200,7 +203,7 @@ class HeadParser:
             if name not in _OURS:
                 continue
             if name == b"content-length":
-                if length is not None or LENGTH.fullmatch(value) is None:
+                if length is not None or not value.isdigit() or len(value) > LENGTH_DIGITS:
                     raise bad("Content-Length must be one plain number, once")
                 length = value
             elif name == b"transfer-encoding":
@@ -211,7 +214,7 @@ class HeadParser:
                 hosts += 1
                 if HOST.fullmatch(value) is None:
                     raise bad("Host is malformed")
-            else:
+            elif name == b"expect" or value != b"keep-alive":  # which is what it is anyway
                 self._about_the_connection(name, value.lower())
         if self.chunked and length is not None:
             raise bad("Content-Length and Transfer-Encoding together are ambiguous")

@@ -55,7 +55,10 @@ def request_head(method: bytes, target: bytes, host: bytes, fields: Fields, *, h
         if name == b"connection" and value.lower() not in {b"keep-alive", b"close"}:
             drop = drop | connection_tokens(fields)
             break
-    lines = [b"%b: %b\r\n" % field for field in fields if field[0] not in drop]
+    lines: list[bytes] = []
+    for name, value in fields:
+        if name not in drop:
+            lines += (name, b": ", value, b"\r\n")
     end = b" HTTP/1.0\r\nHost: " if http10 else b" HTTP/1.1\r\nHost: "
     return b"".join((method, b" ", target, end, host, b"\r\n", *lines))
 
