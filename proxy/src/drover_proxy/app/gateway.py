@@ -107,7 +107,7 @@ class Gateway:
         elif route.kind is not Kind.ROOT and not call.caller.may(route.scope):
             message = f"this key has no scope {route.scope!r}, which {route.name} needs"
             call.fail(403, "scope_missing", message)
-        elif route.has_body and not route.streams and (named := encoding.coding(ex.headers)):
+        elif route.has_body and not route.streams and (named := _coding(ex)):
             return _packed(call, named)
         elif route.streams:
             return BodyPlan.STREAM
@@ -225,6 +225,11 @@ class Gateway:
         if call.on_finished is not None:
             call.on_finished()
         self._recorder.ended(call, outcome)
+
+
+def _coding(ex: Exchange) -> bytes:
+    """Name the coding of a body; as good as always there is none."""
+    return encoding.coding(ex.headers) if ex.header(b"content-encoding") is not None else b""
 
 
 def _packed(call: Call, named: bytes) -> BodyPlan:

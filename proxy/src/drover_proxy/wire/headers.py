@@ -58,7 +58,7 @@ def request_head(method: bytes, target: bytes, host: bytes, fields: Fields, *, h
     lines: list[bytes] = []
     for name, value in fields:
         if name not in drop:
-            lines += (name, b": ", value, b"\r\n")
+            lines.append(b"%b: %b\r\n" % (name, value))
     end = b" HTTP/1.0\r\nHost: " if http10 else b" HTTP/1.1\r\nHost: "
     return b"".join((method, b" ", target, end, host, b"\r\n", *lines))
 
