@@ -13,6 +13,7 @@ from lab import cli
 from lab.hosts import LabError, base, cgroups, locks, machine, mounts, overlay, processes, spec, tools
 from lab.hosts.paths import LabPaths
 from lab.hosts.profiles import ProfileHost
+from tests.support import eventually
 
 MOUNTINFO = """\
 22 1 254:0 / / rw,relatime - ext4 /dev/vda rw
@@ -125,7 +126,8 @@ def test_a_zombie_does_not_count_as_running():
 def test_processes_are_found_by_whole_arguments():
     """A process is found by its arguments, not by parts of them."""
     with subprocess.Popen([sys.executable, "-c", "input()", "--machine=x-a"], stdin=subprocess.PIPE) as child:
-        assert [found.pid for found in processes.find("--machine=x-a")] == [child.pid]
+        # The kernel shows a program's arguments a moment after it has begun.
+        eventually(lambda: [found.pid for found in processes.find("--machine=x-a")] == [child.pid])
         assert processes.find("--machine=x") == []
 
 
