@@ -95,7 +95,7 @@ def test_the_default_is_machine_code_wherever_it_can_be_made(lab, site):
 def test_switching_there_and_back_loses_no_request(host, fleet_dir, deploy):
     """The door is handed over under load; afterwards no layer has anything to change, insisting or not."""
     target, _ = target_of(host)
-    pure = wheelhouse.Target(target.python, target.machine, compiled=False)
+    pure = wheelhouse.Target(target.python, target.architecture, compiled=False)
     # Another test may have laid it already: none of them has a place in the order.
     host.run(f"rm -rf /opt/drover/proxy/{wheelhouse.release_name(pure)}")
     traffic = Traffic(8080, host=host.address, key=read_secrets(SUITE_LAB)["use"])
