@@ -11,13 +11,13 @@ before, and obeys runner options from any client, each of which reloads the mode
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Final
 
 import msgspec
 
-from drover_proxy.dialect.names import LAST_OF_LOCAL, CloudName, NameProblem, canonical, is_local
+from drover_proxy.dialect.names import CloudName, NameProblem, canonical, is_local
 from drover_proxy.dialect.routes import Route
 
 RUNNER_OPTIONS = frozenset(
@@ -35,7 +35,7 @@ DECODE_FLAG: Final = msgspec.json.Decoder(bool).decode
 
 KEPT_SHAPES, KEPT_NAMES, KEPT_NAMES_BYTES = 512, 64, 1024
 _plain: Final[dict[tuple[str, ...], int]] = {}
-"""By the names of a body's fields, in their order: see _least_bytes."""
+"""By the names of a body's fields, in their order: see _plain_bytes."""
 
 
 class BodyProblem(Exception):  # noqa: N818 - what is wrong with a body
@@ -98,7 +98,7 @@ class Asked:
 
     def render(self, model: str, options: Mapping[str, int] | None = None) -> bytes:
         """Return the bytes for the instance, asking for `model` with the profile's runner options."""
-        rename = model != self.model or (self.name[-1:] in LAST_OF_LOCAL and is_local(self.name))
+        rename = model != self.model or is_local(self.name)
         if not (rename or options or self.changed):
             return self.source
         fields = dict(self.fields)
@@ -151,7 +151,7 @@ def _read_fields(body: bytes, route: Route) -> tuple[dict[str, msgspec.Raw], boo
     names = tuple(fields)
     least = _plain.get(names)
     if least is None:
-        least = _least_bytes(names)
+        least = _plain_bytes(names)
     if least:  # as good as always: nothing to fold
         return fields, len(body) != least + _values_bytes(fields)
     changed = False
@@ -167,19 +167,24 @@ def _read_fields(body: bytes, route: Route) -> tuple[dict[str, msgspec.Raw], boo
     return fields, changed or not _proves_itself(body, fields)
 
 
-def _least_bytes(names: tuple[str, ...]) -> int:
-    """Return how long an object of these fields is, written without blanks, besides their values.
+def _plain_bytes(names: tuple[str, ...]) -> int:
+    """Return _least_bytes of these names; 0 where one isn't plain, as it might be read as another one.
 
-    0 where a name isn't plain: it might be read as another one. Clients send the same few fields over and
-    over, so this is kept, unless it is so long that somebody only wants to fill the memory.
+    Clients send the same few fields over and over, so this is kept, unless it is so long that somebody only
+    wants to fill the memory.
     """
     joined = "".join(names)
-    least = 1 + 4 * len(names) + len(joined) if joined.isascii() and joined.islower() else 0
+    least = _least_bytes(names) if joined.isascii() and joined.islower() else 0
     if len(names) <= KEPT_NAMES and len(joined) <= KEPT_NAMES_BYTES:
         if len(_plain) >= KEPT_SHAPES:
             _plain.clear()
         _plain[names] = least
     return least
+
+
+def _least_bytes(names: Collection[str]) -> int:
+    """Return how long an object of these fields is, written without blanks, besides their values."""
+    return 1 + 4 * len(names) + len("".join(names).encode())
 
 
 def _values_bytes(fields: dict[str, msgspec.Raw]) -> int:
@@ -193,8 +198,7 @@ def _proves_itself(body: bytes, fields: dict[str, msgspec.Raw]) -> bool:
     # A repeated field, or one whose name is escaped, makes the body longer than the fields that were read
     # need, written without blanks, as most clients write. Blanks would be room to hide a field in: a body
     # that has some is written anew.
-    names = len("".join(fields).encode())
-    return len(body) == 1 + 4 * len(fields) + names + _values_bytes(fields)
+    return len(body) == _least_bytes(fields) + _values_bytes(fields)
 
 
 def _is_null(raw: msgspec.Raw) -> bool:

@@ -16,6 +16,7 @@ DEFAULT_HOST = "registry.ollama.ai"
 DEFAULT_NAMESPACE = "library"
 LOCAL = ":local"
 LAST_OF_LOCAL: Final = ("l", "L")
+"""What few names end with, so that the others needn't be folded."""
 
 
 class NameProblem(ValueError):  # noqa: N818 - what is wrong with a name
@@ -56,7 +57,7 @@ def _canonical(name: str) -> str:
 
 def is_local(name: str) -> bool:
     """Whether a name ends with what only says "not the cloud"."""
-    return name.casefold().endswith(LOCAL)
+    return name[-1:] in LAST_OF_LOCAL and name.casefold().endswith(LOCAL)
 
 
 def _split(name: str) -> tuple[str, str, str, str]:
