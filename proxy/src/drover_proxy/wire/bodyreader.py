@@ -8,6 +8,7 @@ from drover_proxy.wire import answers
 from drover_proxy.wire.body import Intake, too_long
 from drover_proxy.wire.contract import BodyPlan
 from drover_proxy.wire.head import BadRequest, HeadParser
+from drover_proxy.wire.limits import FOREVER
 from drover_proxy.wire.link import Link, Phase
 from drover_proxy.wire.states import State
 
@@ -16,8 +17,7 @@ if TYPE_CHECKING:
     from drover_proxy.wire.relay import Relay
     from drover_proxy.wire.server import Server
 
-FOREVER: Final = float("inf")  # as globals, they are cheap to look up
-BODY: Final = Phase.BODY
+BODY: Final = Phase.BODY  # as globals, they are cheap to look up
 BUSY: Final = Phase.BUSY
 BUFFER: Final = BodyPlan.BUFFER
 STREAM: Final = BodyPlan.STREAM

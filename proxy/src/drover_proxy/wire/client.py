@@ -11,9 +11,8 @@ from drover_proxy.wire.contract import BodyPlan, Kind
 from drover_proxy.wire.exchange import Exchange
 from drover_proxy.wire.fields import find_fault
 from drover_proxy.wire.head import BadRequest, bad
-from drover_proxy.wire.limits import PIPELINED_BYTES, TURN_REQUESTS
+from drover_proxy.wire.limits import FOREVER, PIPELINED_BYTES, TURN_REQUESTS
 from drover_proxy.wire.link import Phase
-from drover_proxy.wire.relay import FOREVER
 from drover_proxy.wire.states import State
 
 if TYPE_CHECKING:

@@ -22,15 +22,13 @@ from drover_proxy.wire.limits import Limits
 REQUEST_LINE = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+) ([!-~]+) HTTP/([0-9]\.[0-9])")
 HOST = re.compile(rb"[A-Za-z0-9.\-_~%!$&'()*+,;=:\[\]]*")
 ABSOLUTE = re.compile(rb"https?://([^/?#@]+)([/?].*)?", re.IGNORECASE)
+START = re.compile(rb"(?:\r\n)?[!#$%&'*+\-.^_`|~0-9A-Za-z]+ (?:https?://[^/?#@ ]+)?(/[!-~]*) ", re.IGNORECASE)
 LENGTH_DIGITS: Final = 18
 """A billion GB, and below 2^63: no reader of it overflows."""
 MEMO_BYTES = 4096
 """A longer head isn't kept until the next: most are some 300 bytes, with a browser's cookies a few KiB."""
 ZERO: Final = 0x30
 NINE: Final = 0x39
-
-
-START = re.compile(rb"(?:\r\n)?[!#$%&'*+\-.^_`|~0-9A-Za-z]+ (?:https?://[^/?#@ ]+)?(/[!-~]*) ", re.IGNORECASE)
 
 
 class BadRequest(Exception):  # noqa: N818 - named after its answer
@@ -148,7 +146,7 @@ class HeadParser:
         before, after = same
         start = end = len(before)
         if after:
-            most = min(len(data), start + 18)
+            most = min(len(data), start + LENGTH_DIGITS)
             length = 0
             while end < most and ZERO <= data[end] <= NINE:
                 length = length * 10 + data[end] - ZERO

@@ -12,6 +12,9 @@ from typing import Final
 KIB: Final = 1024
 MIB: Final = 1024 * KIB
 
+FOREVER: Final = float("inf")
+"""The deadline of what may take as long as it likes."""
+
 HELD_BYTES: Final = 256 * KIB
 """The most that one direction of one exchange holds in the proxy for a slow reader.
 

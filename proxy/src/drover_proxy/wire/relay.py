@@ -10,7 +10,7 @@ from drover_proxy.wire import answers, headers
 from drover_proxy.wire.answerhead import AnswerHead, Framing
 from drover_proxy.wire.contract import BodyPlan, Kind, UpstreamError, UpstreamFault, Watch
 from drover_proxy.wire.fields import Fields
-from drover_proxy.wire.limits import KIB, STALE_SECONDS
+from drover_proxy.wire.limits import FOREVER, KIB, STALE_SECONDS
 from drover_proxy.wire.parting import Parting
 from drover_proxy.wire.states import Event, State
 from drover_proxy.wire.upstream import UpstreamConnection
@@ -22,10 +22,8 @@ if TYPE_CHECKING:
 TARGET = re.compile(rb"[!-~]+")
 COPY_BYTES: Final = 16 * KIB
 """Above this, two writes are cheaper than one copy."""
-FOREVER: Final = float("inf")
 WITH_BODY: Final = frozenset((b"POST", b"PUT", b"PATCH"))  # their length is told even when it is nothing
 UNTOUCHED = frozenset((UpstreamFault.DIAL, UpstreamFault.CONNECT_TIMEOUT))  # the request was never sent
-
 
 STREAM: Final = BodyPlan.STREAM  # as globals, cheap to look up
 CONNECTED: Final = Event.CONNECTED
