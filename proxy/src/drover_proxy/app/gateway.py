@@ -15,7 +15,7 @@ from drover_proxy.dialect.errors import error_body, error_headers
 from drover_proxy.dialect.routes import UNKNOWN, Kind, Route, dialect_of, match
 from drover_proxy.guard.door import MESSAGE, Door, Refusal
 from drover_proxy.guard.keys import NOBODY, Caller, KeyRing
-from drover_proxy.wire import BodyPlan, Exchange, Stranger, UpstreamError, UpstreamFault
+from drover_proxy.wire import BodyPlan, Exchange, Stranger, UpstreamError
 from drover_proxy.wire import Kind as End
 from drover_proxy.wire import Outcome as WireOutcome
 
@@ -37,7 +37,6 @@ STOP_SECONDS = 15.0
 """How long Ollama is given to stop when a client has left, before its slot is taken for free all the same.
 
 It pings a runner that hangs for 10 s before it kills it; a batch of a long prompt takes seconds."""
-SAFE_FAULTS = (UpstreamFault.DIAL, UpstreamFault.CONNECT_TIMEOUT)
 
 BUFFER: Final = BodyPlan.BUFFER
 INFER: Final = Kind.INFER
@@ -168,13 +167,12 @@ class Gateway:
         )
         if instance is not None:
             instance.suspect()
-        if call.queued and (error.retryable or error.fault in SAFE_FAULTS):
+        if call.queued and error.retryable:
             call.forwarded = False
             self._parts.runtime.post(ForwardFailed(ex.id, str(error)))
             return True
-        late = error.fault in {UpstreamFault.CONNECT_TIMEOUT, UpstreamFault.FIRST_BYTE_TIMEOUT}
         message = "the Ollama instance broke off before it answered; ask again"
-        call.fail(504 if late else 502, f"upstream_{error.fault.value}", message, retry_after=1)
+        call.fail(error.status, error.code, message, retry_after=1)
         return True
 
     def error_answer(

@@ -18,7 +18,6 @@ from drover_proxy.wire.states import State
 if TYPE_CHECKING:
     from drover_proxy.wire.server import Server
 
-
 HEAD: Final = Phase.HEAD  # as globals, they are cheap to look up
 BODY: Final = Phase.BODY
 BUSY: Final = Phase.BUSY

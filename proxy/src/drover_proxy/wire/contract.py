@@ -92,6 +92,10 @@ class UpstreamFault(str, enum.Enum):
     """The request could not be sent again, since part of its streamed body had gone out already."""
 
 
+LATE = frozenset((UpstreamFault.CONNECT_TIMEOUT, UpstreamFault.FIRST_BYTE_TIMEOUT))
+"""Faults that are only too much time."""
+
+
 class UpstreamError(Exception):
     """An upstream failed before any byte of its answer went to the client."""
 
@@ -100,6 +104,9 @@ class UpstreamError(Exception):
         self.fault = fault
         self.retryable = retryable
         """The request was never sent, and its body is still at hand: `forward` again is safe."""
+        self.code = f"upstream_{fault.value}"
+        self.status = 504 if fault in LATE else 502
+        """What to answer when nobody tries again."""
 
 
 class Watch(Protocol):

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from drover_proxy.wire.parting import Parting
     from drover_proxy.wire.pool import Upstream
 
-
 HEAD_TAKEN: Final = State.BODY  # as globals, cheap to look up
 DONE: Final = State.DONE
 RELAYING: Final = State.RELAYING
@@ -297,9 +296,7 @@ class Exchange:
             self._handler_raised(trouble)
             return
         if not taken and self.state is HELD:
-            late = error.fault.value.endswith("timeout")
-            code = f"upstream_{error.fault.value}"
-            self._fail(Kind.UPSTREAM_FAILED, 504 if late else 502, code, f"the upstream failed: {error}")
+            self._fail(Kind.UPSTREAM_FAILED, error.status, error.code, f"the upstream failed: {error}")
 
     def left(self) -> None:
         """The client is gone: so is the upstream's connection, before anything else is done."""

@@ -26,7 +26,6 @@ from drover_proxy.wire.pool import Pool
 BACKLOG = 4096
 """Connections the kernel holds while the loop is busy, or while one process hands over to the next."""
 
-
 LOOK_SECONDS = 0.02
 """How often is looked whether all have left, while a server that stops lingers."""
 
@@ -180,43 +179,41 @@ class Server:
 
     def admit(self, connection: ClientConnection) -> str | None:
         """Count a new connection; say why it may not stay."""
-        limits = self.limits
         self.connections.add(connection)
         self.accepted += 1
         network = network_of(connection.peer)
         self._by_peer[network] += 1
-        if len(self.connections) > limits.max_connections:
-            refusal = f"more than {limits.max_connections} connections"
-        elif (
-            limits.max_connections_per_client is not None
-            and not connection.trusted  # its connections are many clients'
-            and self._by_peer[network] > limits.max_connections_per_client
-        ):
-            refusal = f"more than {limits.max_connections_per_client} connections from {connection.peer}"
-        else:
-            return None
-        self.refusals["too_many_connections"] += 1
-        return refusal
+        return self._too_many(
+            connection.peer, len(self.connections), self._by_peer[network], trusted=connection.trusted
+        )
 
     def begin_handshake(self, peer: str) -> bool:
         """Count a connection that is to agree on TLS; False: it may not stay, and can't be told why."""
-        limits, network = self.limits, network_of(peer)
-        refusal = ""
-        if len(self.connections) + self._shaking_total >= limits.max_connections:
-            refusal = f"more than {limits.max_connections} connections"
-        elif (
-            limits.max_connections_per_client is not None
-            and not self.forwarding.trusts(peer)
-            and self._by_peer[network] + self._shaking[network] >= limits.max_connections_per_client
-        ):
-            refusal = f"more than {limits.max_connections_per_client} connections from {peer}"
-        if not refusal:
-            self._shaking[network] += 1
-            self._shaking_total += 1
-            return True
+        network = network_of(peer)
+        refusal = self._too_many(
+            peer,
+            len(self.connections) + self._shaking_total + 1,
+            self._by_peer[network] + self._shaking[network] + 1,
+            trusted=self.forwarding.trusts(peer),
+        )
+        if refusal is not None:
+            self.error_parts(Stranger(peer, b""), 503, "too_many_connections", refusal)
+            return False
+        self._shaking[network] += 1
+        self._shaking_total += 1
+        return True
+
+    def _too_many(self, peer: str, in_all: int, of_client: int, *, trusted: bool) -> str | None:
+        """Say which cap a new connection is beyond, with it counted; and count that."""
+        most, most_per_client = self.limits.max_connections, self.limits.max_connections_per_client
+        if in_all > most:
+            refusal = f"more than {most} connections"
+        elif trusted or most_per_client is None or of_client <= most_per_client:
+            return None  # a trusted proxy's connections are many clients'
+        else:
+            refusal = f"more than {most_per_client} connections from {peer}"
         self.refusals["too_many_connections"] += 1
-        self.error_parts(Stranger(peer, b""), 503, "too_many_connections", refusal)
-        return False
+        return refusal
 
     def end_handshake(self, peer: str) -> None:
         """Count one off that has become a client, or never will."""
