@@ -59,8 +59,7 @@ class Reloader:
             context = tls.load() if tls else None
         except ConfigError as error:
             parts.metrics.reload_ok = False
-            problems = [str(problem) for problem in error.problems]
-            self._log.error("reload_failed", message="the last good configuration stays", problems=problems)
+            self._complain("reload_failed", "the last good configuration stays", error)
             for followed in (self._keys, self._tls):
                 if followed is not None:
                     followed.look_again()  # they are followed whatever the configuration is like
@@ -112,8 +111,7 @@ class Reloader:
 
     def _bad_keys(self, error: ConfigError) -> None:
         self._parts.metrics.keys_ok = False
-        problems = [str(problem) for problem in error.problems]
-        self._log.error("keys_reload_failed", message="the last good keys stay in force", problems=problems)
+        self._complain("keys_reload_failed", "the last good keys stay in force", error)
 
     def _new_tls(self, context: ssl.SSLContext) -> None:
         self._public.tls = context
@@ -122,6 +120,7 @@ class Reloader:
 
     def _bad_tls(self, error: ConfigError) -> None:
         self._parts.metrics.tls_ok = False
-        problems = [str(problem) for problem in error.problems]
-        message = "the last good certificates stay in force"
-        self._log.error("tls_reload_failed", message=message, problems=problems)
+        self._complain("tls_reload_failed", "the last good certificates stay in force", error)
+
+    def _complain(self, event: str, message: str, error: ConfigError) -> None:
+        self._log.error(event, message=message, problems=[str(problem) for problem in error.problems])

@@ -1,4 +1,4 @@
-"""The life of the process: start, reload, drain, stop."""
+"""The life of the process: start, drain, stop."""
 
 from __future__ import annotations
 
@@ -48,7 +48,6 @@ BIND_PATIENCE_SECONDS = 5.0
 """How long a restart waits for the admin address; the old process serves clients meanwhile."""
 LINGER_SECONDS = 1.0
 """How long a client that was accepted just before the end may still send its request."""
-
 
 GARBAGE_OBJECTS = 10_000
 """So many more objects than before make Python look for circles. No request leaves one behind."""

@@ -27,9 +27,8 @@ class Changes(NamedTuple):
 def changes(old: ProxyConfig, new: ProxyConfig) -> Changes:
     """Compare the configuration in force with the one in the file."""
     paths = list(_differences(old, new, ()))
-    fixed = {
-        str(path[0]) for path in paths if needs_restart(path)
-    }  # what a section made is made of all of it
+    # What was made from a section was made from all of it.
+    fixed = {str(path[0]) for path in paths if needs_restart(path)}
     return Changes(
         replace(new, **{top: getattr(old, top) for top in fixed}),
         [name(path) for path in paths if path[0] not in fixed],

@@ -35,15 +35,13 @@ class TlsFiles(Followed[ssl.SSLContext]):
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.set_alpn_protocols(["http/1.1"])
-        key = "tls.cert, tls.key"
+        key, files = "tls.cert, tls.key", f"{config.cert}, {config.key}"
         try:
             context.load_cert_chain(config.cert, config.key)
             if config.client_ca:
-                key = "tls.client_ca"
+                key, files = "tls.client_ca", config.client_ca
                 context.load_verify_locations(config.client_ca)
                 context.verify_mode = ssl.CERT_REQUIRED
         except OSError as error:  # TLS's own errors are of this kind, too
-            files = f"{config.cert}, {config.key}" if config.client_ca is None or "cert" in key else ""
-            message = f"can't be used: {error}"
-            raise ConfigError(files or str(config.client_ca), [Problem(key, message)]) from error
+            raise ConfigError(files, [Problem(key, f"can't be used: {error}")]) from error
         return context

@@ -47,7 +47,6 @@ LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 DEEPEST = 16
 """Lists and mappings within each other; a keys file needs four."""
 
-
 KEPT_ANSWERS = 1024
 """Models of which is kept whether a key may use them."""
 
