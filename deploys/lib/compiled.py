@@ -99,8 +99,8 @@ def _tools_missing() -> Iterator[Obstacle]:
     missing = [name for name in ("mypyc", "setuptools") if importlib.util.find_spec(name) is None]
     if missing:
         yield Obstacle(f"the controller's environment lacks {' and '.join(missing)}", "make venv")
-    if not missing and (failed := _failed()).is_file():
-        yield Obstacle(f"compiling these sources failed, as {failed} tells", f"rm {failed}, to try again")
+    if not missing and (failure := _failure()):
+        yield failure
 
 
 def _numbers(version: str) -> tuple[int, ...]:
@@ -117,6 +117,13 @@ def _key() -> str:
 def _failed() -> Path:
     """Return where the compiler's last words lie if it failed; while they do, it isn't asked again."""
     return CACHE / f"failed-{_key()}.log"
+
+
+def _failure() -> Obstacle | None:
+    """Return that the compiler failed over these sources, if it did."""
+    if not (failed := _failed()).is_file():
+        return None
+    return Obstacle(f"compiling these sources failed, as {failed} tells", f"rm {failed}, to try again")
 
 
 def wheel(say: Callable[[str], None] = lambda _line: None) -> Path:
@@ -157,10 +164,8 @@ def _is_locked(file: IO[str]) -> bool:
 
 
 def _make(folder: Path, say: Callable[[str], None]) -> None:
-    if _failed().is_file():
-        raise DroverError(
-            f"compiling these sources failed, as {_failed()} tells. Next: rm {_failed()}, to try again"
-        )
+    if failure := _failure():  # of another run, for which this one has waited
+        raise DroverError(f"{failure.reason}. Next: {failure.remedy}")
     say("compiling the proxy: a minute or two, once for these sources")
     began = time.monotonic()
     with tempfile.TemporaryDirectory(dir=CACHE) as made:

@@ -69,8 +69,13 @@ def _place(dest: str, content: bytes, mode: str, user: str, group: str) -> Strin
     return script(PLACE, dest, mode, user, group, _stdin=[digest, body])
 
 
-def _as_bytes(content: str | bytes) -> bytes:
-    return content.encode() if isinstance(content, str) else content
+def _as_wanted(dest: str, content: str | bytes, mode: str, user: str, group: str) -> Commands:
+    data = content.encode() if isinstance(content, str) else content
+    wanted = FileState(hashlib.sha256(data).hexdigest(), mode.zfill(4), user, group)
+    if host.get_fact(FileStateFact, path=dest) == wanted:
+        host.noop(f"{dest} is as wanted")
+        return
+    yield _place(dest, data, mode, user, group)
 
 
 @operation()
@@ -83,12 +88,7 @@ def place(
     + content: what it shall hold
     + mode, user, group: its permissions
     """
-    data = _as_bytes(content)
-    wanted = FileState(hashlib.sha256(data).hexdigest(), mode.zfill(4), user, group)
-    if host.get_fact(FileStateFact, path=dest) == wanted:
-        host.noop(f"{dest} is as wanted")
-        return
-    yield _place(dest, data, mode, user, group)
+    yield from _as_wanted(dest, content, mode, user, group)
 
 
 @operation()
@@ -103,12 +103,7 @@ def secret_file(
     if int(mode, 8) & 0o007:
         yield refusal(f"{dest}: mode {mode} would let everybody read a secret")
         return
-    data = _as_bytes(content)
-    wanted = FileState(hashlib.sha256(data).hexdigest(), mode.zfill(4), user, group)
-    if host.get_fact(FileStateFact, path=dest) == wanted:
-        host.noop(f"{dest} is as wanted")
-        return
-    yield _place(dest, data, mode, user, group)
+    yield from _as_wanted(dest, content, mode, user, group)
 
 
 @operation()

@@ -61,6 +61,8 @@ def packages(library: bytes, architecture: str, triplet: str) -> Iterator[Packag
         yield _pin(version, f"{version}*", version)
         yield from _kernel(version, architecture)
         yield from _user(version, architecture, triplet, library)
+        yield from _daemons(version, architecture)
+        yield _computing(version, architecture)
         yield from _meta(version, architecture)
     for name, version in newest.items():
         yield _pin(name, f"{name}.*", version)
@@ -140,6 +142,9 @@ def _user(version: str, architecture: str, triplet: str, library: bytes) -> Iter
         architecture=architecture,
         files={"usr/bin/nvidia-modprobe": payload("nvidia-modprobe", 0o755)},
     )
+
+
+def _daemons(version: str, architecture: str) -> Iterator[Package]:
     unit = "nvidia-persistenced.service"
     yield Package(
         "nvidia-persistenced",
@@ -167,7 +172,10 @@ def _user(version: str, architecture: str, triplet: str, library: bytes) -> Iter
             "lib/systemd/system/nvidia-fabricmanager.service": payload("nvidia-fabricmanager.service"),
         },
     )
-    yield Package(
+
+
+def _computing(version: str, architecture: str) -> Package:
+    return Package(
         "nvidia-driver-cuda",
         f"{version}-1",
         "NVIDIA's driver for computing, without a display",
