@@ -251,3 +251,25 @@ def test_patterns_hold_for_management_too(make_rig):
         (403, "model_not_allowed")
     ] * 7
     assert (copied.status_code, deleted.status_code) == (200, 200)
+
+
+def test_a_model_is_written_under_the_name_that_was_checked(make_rig):
+    """`:local` is a tag to Ollama where it copies, and none where it runs: no other tag is made by it."""
+    rig = make_rig()
+    patterns = ["llama3.2", "mine:latest"]
+    rig.write_keys(team=entry("team", "drv_team", scopes=["admin"], models=patterns))
+    rig.start()
+    with rig.http("drv_team") as team, rig.http("admin") as boss:
+        copied = [
+            team.post("/api/copy", json={"source": f"{source}:3b{local}", "destination": f"mine{local}"})
+            for source, local in (("llama3.2", ":local"), ("LLAMA3.2", ":LOCAL"))
+        ]
+        refused = team.post("/api/copy", json={"source": SMALL, "destination": "other:local"})
+        named = {model["name"] for model in boss.get("/api/tags").json()["models"]}
+        deleted = team.request("DELETE", "/api/delete", json={"model": "mine"})
+
+    assert [answer.status_code for answer in copied] == [200, 200]
+    assert refused.headers["x-drover-error"] == "model_not_allowed"
+    assert {name for name in named if name.startswith("mine")} == {"mine:latest"}
+    assert not any(name.startswith("other") for name in named)
+    assert deleted.status_code == 200

@@ -201,7 +201,7 @@ def test_copy_and_show_name_their_models_elsewhere():
     """Copy has source and destination; show knows the older `name`."""
     copy = read(COPY, b'{"source":"a","destination":"b"}')
 
-    assert (copy.model, copy.destination) == ("a:latest", "b")
+    assert (copy.model, copy.other) == ("a:latest", "b")
     assert read(SHOW, b'{"name":"a"}').model == "a:latest"
 
 

@@ -23,7 +23,8 @@ def manage(call: Call) -> None:
     asked = read(call.route, call.ex.body)
     call.asked = asked
     source = _source(asked)
-    for name in (asked.model, source, _canonical(asked.destination) if asked.destination else None):
+    destination = _canonical(asked.other) if call.route.name == "/api/copy" and asked.other else ""
+    for name in (asked.model, source, destination or None):
         if name is not None and not call.caller.may_use(call.parts.catalogue.target(name)):
             call.fail(403, "model_not_allowed", f"this key may not manage the model {name!r}")
             return
@@ -31,8 +32,8 @@ def manage(call: Call) -> None:
     victim = ""
     if call.route.name in REPLACING:
         victim = asked.model
-    elif call.route.name == "/api/copy" and asked.destination:
-        victim = _canonical(asked.destination)
+    elif destination:
+        victim = destination
     if victim in call.parts.catalogue.models:
         call.later(_withdraw_first(call, asked, victim))
     else:

@@ -26,6 +26,8 @@ RUNNER_OPTIONS = frozenset(
 TAKEN_OUT = ("keep_alive", "shift")
 FIELDS = ("model", "name", "stream", "keep_alive", "options", "shift", "prompt", "messages", "images",
           "source", "destination", "from")  # fmt: skip
+OTHER_NAMES: Final = {"/api/copy": "destination", "/api/create": "from"}
+"""Where a second model stands in a body, by route."""
 EMPTY = (b'""', b"null", b"[]")
 ZERO = (b"0", b'"0"', b'"0s"', b'"0m"', b'"0h"', b"-0", b"0.0", b'"0ms"')
 
@@ -65,8 +67,10 @@ class Asked:
     empty_prompt: bool = False
     unload: bool = False
     """An empty prompt with keep_alive 0: the client wants the model unloaded."""
-    destination: str = ""
-    """Of a copy."""
+    other: str = ""
+    """The second model that a body names, as spelt: a copy's own, or what one is made from."""
+    other_key: str = ""
+    """The field that it stands in."""
     key: str = ""
     """The field that the name stands in, where that is neither `model` nor `name`."""
 
@@ -89,7 +93,8 @@ class Asked:
         self.options = None
         self.empty_prompt = False
         self.unload = False
-        self.destination = ""
+        self.other = ""
+        self.other_key = ""
         self.key = ""
 
     def text(self, key: str) -> str:
@@ -99,9 +104,12 @@ class Asked:
     def render(self, model: str, options: Mapping[str, int] | None = None) -> bytes:
         """Return the bytes for the instance, asking for `model` with the profile's runner options."""
         rename = model != self.model or is_local(self.name)
-        if not (rename or options or self.changed):
+        other = _without_local(self.other) if self.other_key else ""
+        if not (rename or options or self.changed or other):
             return self.source
         fields = dict(self.fields)
+        if other:
+            fields[self.other_key] = msgspec.Raw(msgspec.json.encode(other))
         if rename:
             key = self.key or ("model" if "model" in fields else "name")
             fields[key] = msgspec.Raw(msgspec.json.encode(model))
@@ -127,6 +135,20 @@ def model_of(name: str) -> str:
         raise BodyProblem(400, "invalid_model_name", str(problem)) from problem
 
 
+def _without_local(name: str) -> str:
+    """Return the canonical form of a name that says `:local`; "" for any other, which goes on as it is.
+
+    Ollama takes that for "not the cloud" where a model is used, and for a tag like any other where one is
+    copied: so the model that was checked would not be the one that is written.
+    """
+    if not is_local(name):
+        return ""
+    try:
+        return canonical(name)
+    except NameProblem:  # Ollama knows more forms in `from`, and says itself what is wrong with one
+        return ""
+
+
 def read(route: Route, body: bytes) -> Asked:
     """Read a body that names a model; BodyProblem where it can't be served."""
     fields, changed = _read_fields(body, route)
@@ -134,8 +156,10 @@ def read(route: Route, body: bytes) -> Asked:
     name = _name(fields, source)
     asked = Asked(name, model_of(name), _stream(fields, route), body, fields, changed)
     if source:
-        asked.destination = _string(fields, "destination")
         asked.key = source
+    if key := OTHER_NAMES.get(route.name, ""):
+        asked.other_key = key
+        asked.other = _string(fields, key)
     if route.native:
         _make_native(asked, route)
     return asked
