@@ -59,6 +59,18 @@ async def eventually_async(
         await asyncio.sleep(every)
 
 
+async def until_still(look: Callable[[], object], *, looks: int, every: float = 0.01) -> None:
+    """Call `look` until it gives the same so many times over: for what shows no more than that it moves.
+
+    A buffer that fills, for instance, while `look` pours into it and says how much is in it.
+    """
+    before, same = look(), 0
+    while same < looks:
+        await asyncio.sleep(every)
+        now = look()
+        before, same = now, same + 1 if now == before else 0
+
+
 def free_port() -> int:
     """Return a TCP port on loopback that nothing listens on at this moment."""
     with socket.socket() as probe:

@@ -221,7 +221,7 @@ def test_first_client_leaves_the_load(fast):
     first = server.background("/api/generate", {"model": SMALL})
     (pid,) = eventually(server.runners, what="the load has begun")
     waiting = server.background("/api/generate", {"model": SMALL})
-    time.sleep(0.2)
+    time.sleep(0.2)  # so that it waits for the load, which nothing shows
     first.cut()
     eventually(lambda: server.runners() not in ([pid], []), timeout=15, what="another runner has started")
     assert waiting.finished(60).status == 200
@@ -243,7 +243,7 @@ def test_waiter_that_leaves_is_leaked(fast):
     first = server.background("/api/generate", {"model": LARGE})
     eventually(server.runners, what="the load has begun")
     waiting = server.background("/api/generate", {"model": SMALL})
-    time.sleep(0.2)
+    time.sleep(0.2)  # so that it waits for the load, which nothing shows
     waiting.half_close()
     first.finished(60)
     assert server.generate(SMALL, "x", options=LIMIT).status == 200

@@ -17,7 +17,7 @@ from typing import Any
 
 from tests.proxy.desk import Desk, post
 from tests.proxy.scripted import Asked
-from tests.support import eventually_async
+from tests.support import eventually_async, until_still
 from tests.unit.wire.rig import Peer, chunk
 
 PATIENCE = 20.0
@@ -238,13 +238,13 @@ async def reading_slowly(case: Case) -> Asked:
     """The client has stopped reading, and so has the proxy."""
     asked = await in_the_answer(case)
     case.client.transport.pause_reading()
-    same = 0
-    while same < 3:
+
+    def pour() -> int:
         if not asked.unsent:
             asked.send(chunk(b"y" * FLOOD))
-        before = asked.unsent
-        await asyncio.sleep(0.01)
-        same = same + 1 if before == asked.unsent else 0
+        return asked.unsent
+
+    await until_still(pour, looks=3)
     return asked
 
 

@@ -15,7 +15,7 @@ import pytest
 from tests.proxy import probed
 from tests.proxy.desk import Desk, authorization, opened, post
 from tests.proxy.matrix import DIALECTS, Case, in_the_answer, reading_slowly
-from tests.support import eventually_async
+from tests.support import eventually_async, until_still
 from tests.unit.wire.rig import chunk
 
 HELD_BYTES = 256 << 10
@@ -118,14 +118,16 @@ async def test_an_upload_that_nobody_takes_stands_still(desk: Desk) -> None:
     client.transport.write(head)
     asked = await desk.ollama.request(digest)
     asked.talk.transport.pause_reading()
-    same = 0
-    while same < 5:
+    sent = 0
+
+    def pour() -> tuple[int, int]:
+        nonlocal sent
         if client.writable.is_set():
             client.transport.write(b"z" * PIECE)
-        before = client.transport.get_write_buffer_size()
-        await asyncio.sleep(0.02)
-        same = same + 1 if before == client.transport.get_write_buffer_size() > 0 else 0
+            sent += PIECE
+        return sent, client.transport.get_write_buffer_size()
 
+    await until_still(pour, looks=5, every=0.02)
     counted = await asyncio.to_thread(probed.ask, desk.rig.window)
     tell(upload_held_bytes=counted["held_bytes"])
     assert 0 < counted["held_bytes"] <= HELD_BYTES

@@ -5,7 +5,6 @@ The real proxy over an Ollama whose every byte is the test's.
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -180,5 +179,4 @@ async def test_the_runner_dies_before_its_first_token(house: Stage, stream: Stre
     asked.finish(b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 13\r\n\r\n" + b'{"error":"x"}')
     assert (await client.until(b'{"error":"x"}')).startswith(b"HTTP/1.1 500 ")
     await counted(house, "complete", before)
-    await asyncio.sleep(0)
     assert len(house.ollama.seen) == seen

@@ -13,7 +13,7 @@ import pytest
 import pytest_asyncio
 
 from tests.proxy.stage import KEY, Stage, chunk, post, stage
-from tests.support import eventually_async
+from tests.support import eventually_async, until_still
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 MIB = 1 << 20
@@ -61,15 +61,16 @@ async def test_an_upload_that_ollama_does_not_take(house: Stage):
     client.send(blob("a2", size))
     asked = await house.ollama.request("a2")
     asked.talk.transport.pause_reading()
-    sent = stuck = 0
-    while sent < size and stuck < 50:
-        if client.transport.get_write_buffer_size() < MIB:
+    sent = 0
+
+    def pour() -> int:
+        nonlocal sent
+        if sent < size and client.transport.get_write_buffer_size() < MIB:
             client.send(piece)
             sent += MIB
-            stuck = 0
-        else:
-            stuck += 1
-        await asyncio.sleep(0.002)
+        return sent
+
+    await until_still(pour, looks=50, every=0.002)
     assert sent < size // 2  # what it sent lies in the kernel's buffers, however large those are here
     assert house.resident_bytes() - before < GROWTH
     asked.talk.transport.resume_reading()

@@ -19,7 +19,7 @@ import pytest_asyncio
 from drover_proxy.config import parse
 
 from tests.proxy.stage import DONE, HEAD, KEY, MODEL, TOKEN, Stage, chunk, stage
-from tests.support import eventually_async
+from tests.support import eventually_async, until_still
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 MIB = 1 << 20
@@ -163,15 +163,16 @@ async def test_a_client_that_reads_nothing(house: Stage):
     client.transport.pause_reading()
     before = house.resident_bytes()
     piece = chunk(b"data: " + b"x" * 65_000 + b"\n\n")
-    sent = stuck = 0
-    while stuck < 50:  # nothing has moved for so many turns, milliseconds each
+    sent = 0
+
+    def pour() -> int:
+        nonlocal sent
         if asked.unsent < MIB:
             asked.send(piece)
             sent += len(piece)
-            stuck = 0
-        else:
-            stuck += 1
-        await asyncio.sleep(0.002)
+        return sent
+
+    await until_still(pour, looks=50, every=0.002)
     assert sent < 256 * MIB  # in the kernel's buffers, however large those are here; it would go on for ever
     assert house.resident_bytes() - before < 4 * MIB
     client.transport.abort()

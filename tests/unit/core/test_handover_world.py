@@ -7,13 +7,10 @@ unloaded, whichever process a command comes from.
 
 from __future__ import annotations
 
-import os
-
 from drover_proxy.core import Scheduler
 from drover_proxy.core import commands as c
 from drover_proxy.core import events as e
 from drover_proxy.core.sharing import combined
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import invariant, rule
 
@@ -175,13 +172,5 @@ class HandoverWorld(World):
         super().teardown()
 
 
-EXPLORE = int(os.environ.get("DROVER_WORLDS", "0"))
-
-HandoverWorld.TestCase.settings = settings(
-    max_examples=EXPLORE or 100,
-    derandomize=not EXPLORE,
-    stateful_step_count=60,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
-)
+HandoverWorld.TestCase.settings = World.TestCase.settings
 TestHandoverWorld = HandoverWorld.TestCase

@@ -115,11 +115,11 @@ async def test_a_doubt_is_settled_only_by_a_reading_that_began_after_it():
     catalogue, events = catalogue_of(client)
     client.gate = asyncio.Event()
     early = asyncio.ensure_future(catalogue.refresh())
-    await asyncio.sleep(0)
+    await asyncio.sleep(0)  # it has its list, and waits at the gate
     client.listed = [{"name": "new:latest", "digest": "1", "size": 1}]
     catalogue.doubt()
     late = asyncio.ensure_future(catalogue.look_again())
-    await asyncio.sleep(0)
+    await asyncio.sleep(0)  # it waits, too
     client.gate.set()
     await asyncio.gather(early, late)
 

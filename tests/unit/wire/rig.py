@@ -219,6 +219,28 @@ class World:
             peer.send(data)
         return peer
 
+    async def kept(self, count: int) -> list[Peer]:
+        """Have so many connections to the upstream that served a request each."""
+        clients = [await self.client(post(b"first")) for _ in range(count)]
+        upstreams = [await self.origin.request(number, end=b"first") for number in range(count)]
+        for upstream in upstreams:
+            upstream.send(answer(b"one"))
+        for client in clients:
+            await client.until(b"one")
+        return upstreams
+
+    async def again(self) -> tuple[Peer, Peer]:
+        """Send a request over a connection that served one before: its client, and the upstream."""
+        (upstream,) = await self.kept(1)
+        client = await self.client(post(b"again"))
+        await upstream.until(b"again")
+        return client, upstream
+
+    async def passes(self, seconds: float) -> None:
+        """Wait until a sweep has seen so much time go by: what was due in it has happened."""
+        until = self.server.clock() + seconds
+        await eventually_async(lambda: self.server.now > until, timeout=PATIENCE)
+
     async def outcome(self, count: int = 1) -> Outcome:
         """Wait for so many outcomes; return the last."""
         await eventually_async(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 
 import pytest
@@ -106,7 +105,7 @@ async def test_lingering_has_an_end():
     async with World(Limits(body_bytes=1000, **FAST)) as world:
         client = await world.client(post(b"x" * 3_000)[:2_000])
         await client.until(b"413")
-        await asyncio.sleep(0.05)
+        await world.passes(0.05)
         assert world.server.connections
         world.server.clock = lambda: time.monotonic() + LINGER_SECONDS
         await eventually_async(lambda: not world.server.connections)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 
 import pytest
@@ -11,6 +10,7 @@ from drover_proxy.wire import BodyPlan, Limits
 from drover_proxy.wire.contract import UpstreamFault
 from drover_proxy.wire.head import target_of
 
+from tests.support import eventually_async
 from tests.unit.wire.rig import FAST, World, get, post
 
 ERRORS = {
@@ -128,7 +128,7 @@ async def test_others_have_their_turn_between_pipelined_requests(world: World):
     world.handler.on_ready = lambda ex: ex.respond(200, [], ex.path)
     hog = await world.client()
     other = await world.client()
-    await asyncio.sleep(0)
+    await eventually_async(lambda: len(world.server.connections) == 2)
     hog.send(b"".join(get(b"/%d" % n) for n in range(1000)))
     other.send(get(b"/other"))
     await other.until(b"/other")

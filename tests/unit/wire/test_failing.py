@@ -72,12 +72,7 @@ async def test_handler_tries_another_upstream(world: World):
 
 async def test_stale_connection_is_retried(world: World):
     """A kept connection that is closed at the next request, before any byte, is replaced once, silently."""
-    client = await world.client(post())
-    first = await world.origin.request(end=b"{}")
-    first.send(answer(b"one"))
-    await client.until(b"one")
-    client.send(post(b"again"))
-    await first.until(b"again")
+    client, first = await world.again()
     first.close()
     second = await world.origin.request(1, end=b"again")
     second.send(answer(b"two"))
@@ -97,12 +92,7 @@ async def test_fresh_connection_is_not_retried(world: World):
 
 async def test_stale_connection_after_a_partial_answer_is_not_retried(world: World):
     """Any byte of an answer, even of its head, forbids another try."""
-    client = await world.client(post())
-    upstream = await world.origin.request(end=b"{}")
-    upstream.send(answer(b"one"))
-    await client.until(b"one")
-    client.send(post(b"again"))
-    await upstream.until(b"again")
+    client, upstream = await world.again()
     upstream.send(b"HTTP")
     await eventually_async(lambda: any(c._buffer for c in world.upstream.pool.connections))
     upstream.close()
@@ -113,12 +103,7 @@ async def test_stale_connection_after_a_partial_answer_is_not_retried(world: Wor
 async def test_streamed_body_is_not_sent_twice(world: World):
     """A body that has begun to flow can't be had again."""
     world.handler.plan = BodyPlan.STREAM
-    client = await world.client(post(b"one"))
-    upstream = await world.origin.request(end=b"one")
-    upstream.send(answer(b"1"))
-    await client.until(b"\r\n\r\n1")
-    client.send(post(b"two"))
-    await upstream.until(b"two")
+    client, upstream = await world.again()
     upstream.close()
     await client.until(b"502")
     assert len(world.origin.peers) == 1

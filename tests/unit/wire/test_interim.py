@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 from tests.support import eventually_async
-from tests.unit.wire.rig import World, answer, post
+from tests.unit.wire.rig import World, answer
 
 
 async def test_stale_connection_after_an_interim_answer_is_not_retried(world: World):
     """A 1xx shows that the upstream has the request: it isn't sent a second time."""
-    client = await world.client(post())
-    upstream = await world.origin.request(end=b"{}")
-    upstream.send(answer(b"one"))
-    await client.until(b"one")
-    client.send(post(b"again"))
-    await upstream.until(b"again")
+    client, upstream = await world.again()
     upstream.send(b"HTTP/1.1 103 Early Hints\r\n\r\n")
     await client.until(b"103")
     upstream.close()

@@ -70,7 +70,7 @@ async def test_an_empty_line_is_no_head():
         client = await world.client(post() + b"\r\n")
         (await world.origin.request(end=b"{}")).send(answer())
         await client.until(b"ok")
-        await asyncio.sleep(0.2)
+        await world.passes(0.15)
         client.send(get(b"/next"))
         upstream = await world.origin.request(end=b"/next")
         await upstream.until(b"\r\n\r\n")
@@ -136,10 +136,10 @@ async def test_waiting_has_no_limit_of_the_wires():
     async with World(limits) as world:
         world.handler.on_ready = lambda ex: None
         client = await world.client(post())
-        await asyncio.sleep(0.15)
+        await world.passes(0.1)
         world.handler.send_on(world.handler.exchanges[0])
         upstream = await world.origin.request(end=b"{}")
-        await asyncio.sleep(0.15)
+        await world.passes(0.1)
         upstream.send(answer())
         await client.until(b"ok")
 
@@ -260,7 +260,7 @@ async def test_pipelining_without_reading(world: World):
     client.send(asked)
     await eventually_async(lambda: any(c.write_paused for c in world.server.connections))
     (connection,) = world.server.connections
-    for _ in range(20):
+    for _ in range(20):  # turns in which it would go on, if it did
         await asyncio.sleep(0.002)
     assert connection.transport.get_write_buffer_size() <= HELD_BYTES + SLACK
     assert len(world.handler.outcomes) < 6_000
@@ -301,7 +301,7 @@ async def test_drain_may_leave_idle_connections_a_moment(world: World):
     """With a linger, an idle connection brings one more request; one that doesn't is closed after it."""
     late, idle = await world.client(), await world.client()
     draining = asyncio.create_task(world.server.drain(5, linger=0.3))
-    await asyncio.sleep(0)
+    await eventually_async(lambda: world.server.draining)
     late.send(post())
     upstream = await world.origin.request(end=b"{}")
     upstream.send(answer())

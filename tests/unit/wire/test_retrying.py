@@ -7,25 +7,12 @@ import time
 from drover_proxy.wire.limits import POOL_IDLE_CONNECTIONS, POOL_IDLE_SECONDS, STALE_SECONDS
 
 from tests.support import eventually_async
-from tests.unit.wire.rig import Peer, World, answer, post
-
-
-async def kept(world: World, count: int) -> list[Peer]:
-    """Have so many connections to the upstream that served a request each."""
-    clients = [await world.client(post(b"first")) for _ in range(count)]
-    upstreams = [await world.origin.request(number, end=b"first") for number in range(count)]
-    for upstream in upstreams:
-        upstream.send(answer(b"one"))
-    for client in clients:
-        await client.until(b"one")
-    return upstreams
+from tests.unit.wire.rig import World, answer, post
 
 
 async def test_a_kept_connection_that_closes_late_is_not_replaced(world: World):
     """By then the upstream may have begun to work: whether the request goes out again is not ours to say."""
-    (upstream,) = await kept(world, 1)
-    client = await world.client(post(b"again"))
-    await upstream.until(b"again")
+    client, upstream = await world.again()
     world.server.clock = lambda: time.monotonic() + STALE_SECONDS
     upstream.close()
     await client.until(b"502")
@@ -35,7 +22,7 @@ async def test_a_kept_connection_that_closes_late_is_not_replaced(world: World):
 
 async def test_others_as_old_are_not_tried_in_its_place(world: World):
     """Where one kept connection is dead, so are the others: the request goes out on a fresh one."""
-    upstreams = await kept(world, 3)
+    upstreams = await world.kept(3)
     client = await world.client(post(b"again"))
     (used,) = await eventually_async(lambda: [u for u in upstreams if b"again" in u.received])
     used.close()
@@ -48,7 +35,7 @@ async def test_others_as_old_are_not_tried_in_its_place(world: World):
 
 async def test_they_grow_old(world: World):
     """A kept connection isn't kept for ever, and is kept until then."""
-    (upstream,) = await kept(world, 1)
+    (upstream,) = await world.kept(1)
     for early in (0.5, 0.0):
         world.server.clock = lambda early=early: time.monotonic() + POOL_IDLE_SECONDS - early
         if early:
@@ -59,7 +46,7 @@ async def test_they_grow_old(world: World):
 
 async def test_they_are_not_countless(world: World):
     """More than an instance could ever have slots are of no use."""
-    await kept(world, POOL_IDLE_CONNECTIONS + 2)
+    await world.kept(POOL_IDLE_CONNECTIONS + 2)
     assert len(world.upstream.pool.connections) == POOL_IDLE_CONNECTIONS
 
 
