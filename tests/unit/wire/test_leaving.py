@@ -260,7 +260,7 @@ async def test_answer_is_kept_for_a_client_that_half_closes_behind_it(world: Wor
     await world.outcome()
     (connection,) = world.server.connections
     client.transport.write_eof()
-    await eventually_async(lambda: connection.transport.is_closing())
+    await eventually_async(connection.transport.is_closing)
     assert connection.transport.get_write_buffer_size()
     client.transport.resume_reading()
     assert (await client.until_closed()).endswith(body)
