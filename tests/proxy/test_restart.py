@@ -171,6 +171,20 @@ def test_kept_connections_bring_one_more_request(make_systemd):
         connection.close()
 
 
+def test_an_old_process_goes_by_the_keys_of_today(make_systemd):
+    """A key that is revoked during a restart doesn't come in by a connection that was kept from before."""
+    systemd = make_systemd()
+    rig = systemd.rig
+    with rig.http() as kept:
+        assert kept.get("/api/version").status_code == 200
+        systemd.restart()
+        rig.keys_file.write_text("keys: []")
+        eventually(lambda: len(rig.lines("keys_reloaded")) == 2)
+        assert systemd.servers(), "else the rest of this shows nothing"
+        answer = kept.get("/api/version")
+        assert (answer.status_code, answer.headers["connection"]) == (401, "close")
+
+
 def test_an_old_process_finishes_loads_for_those_who_wait(make_systemd):
     """Requests that wait for a load when the proxy is restarted get their answer; the next load waits."""
     systemd = make_systemd(knobs={"disk_bytes_per_second": 2e9}, models=(SMALL, MIDDLE, OTHER))

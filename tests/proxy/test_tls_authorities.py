@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import http.client
+import contextlib
+import json
 import signal
 import socket
 import ssl
+from dataclasses import dataclass
 
 import pytest
 
 from tests.proxy.authority import Authority, context_of
-from tests.proxy.rig import KEYS, Rig
+from tests.proxy.rig import KEYS, SMALL, Rig
 from tests.support import eventually
 
 REQUEST = f"GET /api/version HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {KEYS['use']}\r\n\r\n".encode()
@@ -71,7 +73,7 @@ class Gate:
 @pytest.fixture
 def gate(make_rig, tmp_path):
     """A gate with two authorities."""
-    return Gate(make_rig(), tmp_path)
+    return Gate(make_rig(knobs={"answer_tokens": 400, "tokens_per_second": 50.0}), tmp_path)
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3], ids=["1.2", "1.3"])
@@ -89,8 +91,7 @@ def test_a_removed_authority_lets_nobody_in(gate, version):
         assert gate.ask(other) is None
         assert gate.ask(other, session) is None
         assert gate.admits("mine")
-        before.sendall(REQUEST)  # a connection that was open stays so
-        assert before.recv(65536).startswith(b"HTTP/1.1 200 ")
+        assert before.recv(65536) == b"", "a connection that was open isn't any more"
     gate.trust(gate.mine, gate.other)
     eventually(lambda: gate.admits("other"))
     with gate.ask(other, session) as again:
@@ -105,25 +106,116 @@ def test_a_removed_authority_lets_nobody_in(gate, version):
 
 def test_authorities_at_a_signal(gate, tmp_path):
     """SIGHUP takes another file of authorities, or none at all, and says which keys have changed."""
-    door = http.client.HTTPSConnection("localhost", gate.rig.port, context=gate.context("other"), timeout=10)
-    assert ask(door) == 200
-    kept = door.sock
+    before = gate.ask(gate.context("other"))
     moved = tmp_path / "moved.pem"
     moved.write_text(gate.mine.file.read_text())
     gate.rig.write_config(tls=gate.tls | {"client_ca": str(moved)})
     reload(gate.rig, ["tls.client_ca"])
     assert not gate.admits("other")
-    assert ask(door) == 200
-    assert door.sock is kept
-    door.close()
-    del gate.tls["client_ca"]
-    gate.rig.write_config(tls=gate.tls)
-    reload(gate.rig, ["tls.client_ca"])
-    assert gate.admits("other")
+    assert before.recv(65536) == b""
+    before.close()
+    with gate.ask(gate.context("mine")) as before:
+        del gate.tls["client_ca"]
+        gate.rig.write_config(tls=gate.tls)
+        reload(gate.rig, ["tls.client_ca"])
+        assert gate.admits("other")
+        assert before.recv(65536) == b"", "its name was vouched for by an authority that counts no more"
     gate.rig.write_config()
     gate.rig.signal(signal.SIGHUP)
     assert eventually(lambda: gate.rig.lines("reload_needs_restart"))[0]["key"] == "tls"
-    assert gate.admits("other"), "TLS goes on"
+    with gate.ask(gate.context("other")) as before:  # TLS goes on
+        gate.rig.write_config(tls=gate.tls | {"client_ca": str(moved)})
+        reload(gate.rig, ["tls.client_ca"])
+        assert before.recv(65536) == b"", "nobody had asked for its certificate"
+    assert not gate.admits("other")
+
+
+@dataclass
+class Halfway:
+    """A client in the middle of its handshake: what the server says has come, and is not answered yet."""
+
+    gate: Gate
+    name: str
+    version: ssl.TLSVersion
+
+    def __post_init__(self) -> None:
+        self.read, self.written = ssl.MemoryBIO(), ssl.MemoryBIO()
+        context = self.gate.context(self.name, self.version)
+        self.tls = context.wrap_bio(self.read, self.written, server_hostname="localhost")
+        self.sock = socket.create_connection(("127.0.0.1", self.gate.rig.port), timeout=10)
+        with pytest.raises(ssl.SSLWantReadError):
+            self.tls.do_handshake()
+        self.sock.sendall(self.written.read())
+        while not self.written.pending:  # until it has all that it needs for its own last part
+            self.read.write(self.sock.recv(65536))
+            with contextlib.suppress(ssl.SSLWantReadError):
+                self.tls.do_handshake()
+
+    def finish(self) -> bytes:
+        """Shake hands to the end and ask; returns what is answered."""
+        answer = b""
+        with self.sock, contextlib.suppress(ConnectionError):
+            while self.version is ssl.TLSVersion.TLSv1_2:
+                self.sock.sendall(self.written.read())
+                data = self.sock.recv(65536)
+                if not data:
+                    return b""
+                self.read.write(data)
+                with contextlib.suppress(ssl.SSLWantReadError):
+                    self.tls.do_handshake()
+                    break
+            self.tls.write(REQUEST)
+            self.sock.sendall(self.written.read())
+            while data := self.sock.recv(65536):
+                self.read.write(data)
+                with contextlib.suppress(ssl.SSLWantReadError):
+                    answer += self.tls.read(65536)
+                    break
+        return answer
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3], ids=["1.2", "1.3"])
+def test_a_handshake_under_way_counts_by_the_authorities_of_its_end(gate, version):
+    """Nobody who began while an authority counted comes in after it was removed; an added one cuts nobody."""
+    gate.trust(gate.other)
+    eventually(lambda: gate.rig.lines("tls_reloaded"))
+    kept = gate.ask(gate.context("other", version))
+    early = Halfway(gate, "other", version)
+    gate.trust(gate.mine, gate.other)
+    eventually(lambda: len(gate.rig.lines("tls_reloaded")) == 2)
+    assert early.finish().startswith(b"HTTP/1.1 200 ")
+    kept.sendall(REQUEST)
+    assert kept.recv(65536).startswith(b"HTTP/1.1 200 ")
+    late = [Halfway(gate, "other", version) for _ in range(3)]
+    gate.trust(gate.mine)
+    eventually(lambda: len(gate.rig.lines("tls_reloaded")) == 3)
+    answers = [one.finish() for one in late]
+    assert answers == [b""] * len(late)
+    assert kept.recv(65536) == b""
+    kept.close()
+    assert [line["connections"] for line in gate.rig.lines("tls_stricter")] == [0, 1]
+    assert not [line for line in gate.rig.lines("access") if line["status"] != 200]
+
+
+def test_an_answer_under_way_outlives_its_authority(gate):
+    """It comes whole, and its connection takes no other request, also one that was sent already."""
+    body = json.dumps({"model": SMALL, "prompt": "a", "options": {"num_predict": 200}}).encode()
+    head = f"POST /api/generate HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {KEYS['use']}\r\n"
+    request = f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+    plain = socket.create_connection(("127.0.0.1", gate.rig.port), timeout=20)
+    with gate.context("other").wrap_socket(plain, server_hostname="localhost") as secure:
+        secure.sendall(request + request)
+        answer = secure.recv(65536)
+        while b'"done":false' not in answer:
+            answer += secure.recv(65536)
+        gate.trust(gate.mine)
+        eventually(lambda: gate.rig.lines("tls_stricter"))
+        assert b'"done":true' not in answer, "else the rest of this shows nothing"
+        while data := secure.recv(65536):
+            answer += data
+    assert answer.count(b"HTTP/1.1 200 ") == 1
+    assert answer.count(b'"done":true') == 1
+    assert answer.endswith(b"0\r\n\r\n")
 
 
 def reload(rig, changed):
@@ -168,11 +260,3 @@ def test_a_certificate_and_its_key_may_come_one_after_the_other(gate):
     eventually(lambda: gate.rig.lines("tls_reloaded"))
     with gate.ask(gate.context("mine")) as secure:
         assert int(secure.getpeercert()["serialNumber"], 16) == serial
-
-
-def ask(door):
-    """Ask over a connection that is kept; returns the status."""
-    door.request("GET", "/api/version", headers={"authorization": f"Bearer {KEYS['use']}"})
-    with door.getresponse() as answer:
-        answer.read()
-        return answer.status

@@ -5,7 +5,6 @@ Each is taken whole or not at all. What can't be used leaves what is in force as
 
 from __future__ import annotations
 
-import ssl
 import time
 from collections.abc import Coroutine
 from pathlib import Path
@@ -17,7 +16,7 @@ from drover_proxy.app.parts import Parts
 from drover_proxy.config import ConfigError, ProxyConfig, load
 from drover_proxy.config.changes import changes
 from drover_proxy.drivers.follow import follow
-from drover_proxy.drivers.tls import TlsFiles
+from drover_proxy.drivers.tls import Tls, TlsFiles
 from drover_proxy.guard.keys import KeyRing
 from drover_proxy.guard.watch import KeysFile
 from drover_proxy.wire import Server
@@ -33,10 +32,12 @@ class Reloader:
         self._public = public
         self._keys = keys
         self._tls = TlsFiles(parts.config.tls) if parts.config.tls else None
+        self._tls_in_force: Tls | None = None
 
     def begin(self) -> None:
         """Read the certificates for the first time; ConfigError when they can't be used."""
-        self._public.tls = self._tls.load() if self._tls else None
+        if self._tls is not None:
+            self._take_tls(self._tls.load())
 
     def following(self) -> tuple[Coroutine[Any, Any, None], ...]:
         """Return what follows the files, to be run for ever."""
@@ -53,10 +54,10 @@ class Reloader:
             name = config.auth.keys_file
             keys = self._keys if name == parts.config.auth.keys_file else KeysFile(name) if name else None
             ring = keys.load() if keys else None
-            tls = self._tls
+            files = self._tls
             if config.tls != parts.config.tls and config.tls is not None:
-                tls = TlsFiles(config.tls)
-            context = tls.load() if tls else None
+                files = TlsFiles(config.tls)
+            tls = files.load() if files else None
         except ConfigError as error:
             parts.metrics.reload_ok = False
             self._complain("reload_failed", "the last good configuration stays", error)
@@ -66,8 +67,9 @@ class Reloader:
             return
         for key in waiting:
             self._log.warning("reload_needs_restart", key=key, message=f"{key} changes at a restart only")
-        self._keys, self._tls = keys, tls
-        self._public.tls = context
+        self._keys, self._tls = keys, files
+        if tls is not None:
+            self._take_tls(tls)
         parts.metrics.tls_ok = True
         self._apply(config, ring)
         self._log.info(
@@ -113,10 +115,19 @@ class Reloader:
         self._parts.metrics.keys_ok = False
         self._complain("keys_reload_failed", "the last good keys stay in force", error)
 
-    def _new_tls(self, context: ssl.SSLContext) -> None:
-        self._public.tls = context
+    def _new_tls(self, tls: Tls) -> None:
         self._parts.metrics.tls_ok = True
-        self._log.info("tls_reloaded", authorities=context.cert_store_stats()["x509"])
+        self._log.info("tls_reloaded", authorities=tls.context.cert_store_stats()["x509"])
+        self._take_tls(tls)
+
+    def _take_tls(self, tls: Tls) -> None:
+        """Put certificates in force; who was let in by an authority that counts no more is let go."""
+        before, self._tls_in_force = self._tls_in_force, tls
+        stricter = before is not None and tls.stricter_than(before)
+        closed = self._public.change_tls(tls.context, stricter=stricter)
+        if stricter:
+            message = "who was let in before has to come again"
+            self._log.info("tls_stricter", connections=closed, message=message)
 
     def _bad_tls(self, error: ConfigError) -> None:
         self._parts.metrics.tls_ok = False

@@ -154,10 +154,11 @@ class Service:
         works = (
             parts.catalogue.keep_fresh(),
             self._feed_watchdog(),
-            *self._reloader.following(),
             self._handover.watch(),
         )
         self._chores = [parts.spawn(work) for work in works]
+        for following in self._reloader.following():
+            parts.spawn(following)  # no chore: who has to go goes also while this process hands over
         self._log.info("ready", listen=places, admin_listen=admin_places, models=len(parts.catalogue.models))
         gc.freeze()  # what is here by now stays: no collection need look at it, and stop streams meanwhile
         gc.set_threshold(GARBAGE_OBJECTS)

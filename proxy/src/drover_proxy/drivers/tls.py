@@ -7,15 +7,33 @@ against the new authorities, in a whole handshake.
 
 from __future__ import annotations
 
+import re
 import ssl
 from pathlib import Path
+from typing import NamedTuple
 
 from drover_proxy.config.model import TlsConfig
 from drover_proxy.config.reader import ConfigError, Problem
 from drover_proxy.drivers.follow import Followed
 
+AUTHORITY = re.compile(rb"-----BEGIN [A-Z0-9 ]*CERTIFICATE-----.*?-----END", re.DOTALL)
 
-class TlsFiles(Followed[ssl.SSLContext]):
+
+class Tls(NamedTuple):
+    """What the files come to."""
+
+    context: ssl.SSLContext
+    authorities: frozenset[bytes] | None
+    """Of clients, as they stand in the file; None where nobody is asked for a certificate."""
+
+    def stricter_than(self, before: Tls) -> bool:
+        """Whether somebody who was let in by the files before may not be any more."""
+        if self.authorities is None or before.authorities is None:
+            return self.authorities is not before.authorities
+        return not before.authorities <= self.authorities
+
+
+class TlsFiles(Followed[Tls]):
     """The files that `tls` names."""
 
     settles = True  # a certificate and its key are two files
@@ -29,19 +47,22 @@ class TlsFiles(Followed[ssl.SSLContext]):
         named = (self.config.cert, self.config.key, self.config.client_ca)
         return tuple(Path(name) for name in named if name)
 
-    def read(self) -> ssl.SSLContext:
+    def read(self) -> Tls:
         """Make a context of them; ConfigError names the one that can't be used."""
         config = self.config
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.set_alpn_protocols(["http/1.1"])
+        authorities: frozenset[bytes] | None = None
         key, files = "tls.cert, tls.key", f"{config.cert}, {config.key}"
         try:
             context.load_cert_chain(config.cert, config.key)
             if config.client_ca:
                 key, files = "tls.client_ca", config.client_ca
+                # Read first: if the file changes in between, the next look finds the difference.
+                authorities = frozenset(AUTHORITY.findall(Path(config.client_ca).read_bytes()))
                 context.load_verify_locations(config.client_ca)
                 context.verify_mode = ssl.CERT_REQUIRED
         except OSError as error:  # TLS's own errors are of this kind, too
             raise ConfigError(files, [Problem(key, f"can't be used: {error}")]) from error
-        return context
+        return Tls(context, authorities)

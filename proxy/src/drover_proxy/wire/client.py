@@ -52,6 +52,8 @@ class ClientConnection(BodyReader):
         if refusal := self.server.admit(self):
             self.write(self.server.error(self.peer, b"", BadRequest(503, "too_many_connections", refusal)))
             self.close(linger=False)  # lingering would let the cap be exceeded
+        elif self.tls and not self.server.vouches(transport.get_extra_info("sslcontext")):
+            self.reset()  # the authorities have changed while it shook hands
 
     def data_received(self, data: bytes) -> None:
         """Take what the client sends; what it means depends on the phase."""
@@ -226,6 +228,13 @@ class ClientConnection(BodyReader):
         """Learn that the client has left while its connection wasn't read."""
         if self.exchange is not None:
             self.give_up("the client left while its body was waiting")
+
+    def retire(self) -> None:
+        """Take no more requests: close after the answer under way, or at once where there is none."""
+        if self.exchange is not None:
+            self.exchange.keep_alive = False
+        elif self.phase is not CLOSING:
+            self.close(linger=False)
 
     def close_if_idle(self) -> None:
         """Close a connection on which no request has begun."""

@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
+from weakref import WeakSet
 
 from drover_proxy.wire import answers
 from drover_proxy.wire.client import ClientConnection
@@ -54,7 +55,9 @@ class Server:
         self.soon: Callable[[Callable[[], None]], object] = _soon
         """Does something after others had their turn."""
         self.tls: ssl.SSLContext | None = None
-        """For connections that begin from now on, on listeners that speak TLS."""
+        """For connections that begin from now on, on listeners that speak TLS; see change_tls."""
+        self._vouching: WeakSet[ssl.SSLContext] = WeakSet()
+        """Contexts by which a client may come in: the one in force, and those that it only added to."""
         self.handshake_failed: Callable[[str, ssl.SSLError], None] = lambda _peer, _error: None
         """Told who could not agree on TLS with us, and why."""
         self.now = time.monotonic()
@@ -89,7 +92,7 @@ class Server:
         listener: Any  # uvloop's has a list of sockets where asyncio's has a tuple
         for place in where:
             if tls is not None:
-                self.tls = tls
+                self.change_tls(tls, stricter=False)
                 listener = Handshakes(self, _listening(place))
                 self._handshakes.append(listener)
             elif isinstance(place, str) and not place.startswith("unix:"):
@@ -122,6 +125,30 @@ class Server:
             connection.limits = limits
             connection.trusted = forwarding.trusts(connection.peer)
             connection.parser.memo = Memo()  # the heads in it were made for the forwarding before
+
+    def change_tls(self, tls: ssl.SSLContext, *, stricter: bool) -> int:
+        """Put another context in force, for connections that begin from now on.
+
+        Args:
+            tls: The context.
+            stricter: It may turn away who was let in by those before. So their connections are closed, after
+                the answer under way, and no handshake that was begun with them makes a connection any more.
+
+        Returns:
+            The number of connections that are closed.
+        """
+        self.tls = tls
+        if stricter:
+            self._vouching.clear()
+        self._vouching.add(tls)
+        outdated = [connection for connection in self.connections if connection.tls and stricter]
+        for connection in outdated:
+            connection.retire()
+        return len(outdated)
+
+    def vouches(self, tls: ssl.SSLContext) -> bool:
+        """Whether a connection may be one that was made with this context."""
+        return tls in self._vouching
 
     def stop_accepting(self) -> None:
         """Close the listeners; connections go on, but are closed after the answer under way."""
