@@ -67,6 +67,20 @@ def test_links_between_pages_lead_somewhere():
     assert broken == []
 
 
+def test_metrics_that_pages_name_are_the_proxys():
+    """An operator who is told to look at a metric finds it."""
+    source = "".join(path.read_text() for path in tracked("proxy/src/drover_proxy/admin/*.py"))
+    metrics = set(re.findall(r'"(drover_\w+)"', source))
+    named = {
+        name.removesuffix("_total")
+        for page in tracked("*.md")
+        for name in re.findall(r"`(drover_(?!proxy)\w+)", page.read_text())
+    }
+
+    assert named
+    assert named <= metrics
+
+
 def test_modules_stay_small():
     """No Python module outgrows a reader: 400 lines, tests included."""
     large = [

@@ -27,7 +27,7 @@ def _parser() -> argparse.ArgumentParser:
     check = commands.add_parser(
         "check",
         help="check a configuration file",
-        description="Check a configuration file, and the keys file it names, without binding a port. "
+        description="Check a configuration file, and the files that it names, without binding a port. "
         "Exit code 0: usable; 2: not, and every mistake is named.",
     )
     check.add_argument("file", type=Path, metavar="FILE")

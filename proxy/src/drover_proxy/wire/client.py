@@ -37,7 +37,7 @@ class ClientConnection(BodyReader):
     def __init__(self, server: Server) -> None:
         super().__init__(server)
         self.handler = server.handler
-        self._parsing = False
+        self._parsing = False  # requests are being taken from one read: see _heads
         self._known = 0  # bytes of an unfinished head that were looked at: each is, once, however it drips
 
     def __repr__(self) -> str:

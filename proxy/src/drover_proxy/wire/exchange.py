@@ -110,7 +110,7 @@ class Exchange:
         self.relay: Relay | None = None
         self.reused = False
         self.body_began = False  # a streamed body has begun to flow: it can't be had again
-        self.failure: Kind | None = None
+        self.failure: Kind | None = None  # what an answer of the proxy's own then is the end of
         self.detail = ""
 
     def __repr__(self) -> str:

@@ -91,9 +91,13 @@ class HeadParser:
     def __init__(self) -> None:
         self._llhttp = httptools.HttpRequestParser(self)
         self._complete = False
+        """llhttp has seen the end of the message."""
         self._agree = True
+        """llhttp has seen all that came before: what follows can be shown to it, too."""
         self._same: tuple[bytes, bytes] | None = None
+        """The head before, around the digits of its length; None: it isn't kept."""
         self._length_at = 0
+        """Where the length stands in `fields`."""
         self.memo = Memo()
         self.method = b""
         self.target = b""

@@ -63,7 +63,9 @@ class Server:
         self.now = time.monotonic()
         """The clock as of the last sweep: good enough for limits, and free."""
         self._by_peer: Counter[str] = Counter()
+        """Connections, by the network of the client."""
         self._shaking: Counter[str] = Counter()
+        """Those that are still to agree on TLS, likewise."""
         self._shaking_total = 0
         self._listeners: list[asyncio.AbstractServer | Handshakes] = []
         self._handshakes: list[Handshakes] = []

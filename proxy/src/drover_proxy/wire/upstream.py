@@ -68,12 +68,12 @@ class UpstreamConnection:
         self.framing: Framing = NONE
         self.in_body = False
         self.line_end = False
-        self._buffer = b""
-        self._left = 0
+        self._buffer = b""  # the beginning of a head
+        self._left = 0  # of an answer whose length was told
         self.complete = False
-        self._surplus = False
+        self._surplus = False  # what came is more than the answer, or no chunk
         self._llhttp: httptools.HttpResponseParser | None = None  # of chunked answers only
-        self._llhttp_whole = False
+        self._llhttp_whole = False  # it has seen a whole answer: the next one needs another
         # What a token needs is all here: a thousand streams fit into no cache, and each object is a miss.
         self.out: asyncio.Transport = _NOT_CONNECTED  # the client's
         self.watch: Watch | None = None
