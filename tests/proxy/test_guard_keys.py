@@ -58,6 +58,7 @@ def test_a_broken_file_keeps_the_last_good_one(fresh):
 
     assert status(fresh, "use") == 200
     assert metric(fresh, "drover_keys_last_reload_successful") == 0
+    assert failed[0]["file"] == str(fresh.keys_file)
     assert "line" in failed[0]["problems"][0]
     assert "sha256" in failed[0]["problems"][0]
     assert "drv_pasted" not in fresh.log.read_text()

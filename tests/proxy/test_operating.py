@@ -38,6 +38,8 @@ def test_reload_takes_new_keys_and_keeps_the_last_good_one(rig):
     rig.config_file.write_text("instances: {}")
     rig.signal(signal.SIGHUP)
     eventually(lambda: len(rig.lines("reload_failed")) == 2)
+    files = [line["file"] for line in rig.lines("reload_failed")]
+    assert files == [str(rig.keys_file), str(rig.config_file)]
     assert rig.ollama("drv_fresh").generate("house", "One").response
     rig.write_keys()
     rig.write_config(listen="127.0.0.1:1")

@@ -9,7 +9,7 @@ from pathlib import Path
 from tests.proxy.authority import Authority, context_of
 from tests.proxy.scripted import Asked
 from tests.proxy.stage import HEAD, TOKEN, Stage, chunk, stage
-from tests.support import eventually_async
+from tests.support import until_still
 from tests.unit.wire.rig import Peer
 
 READERS = 32
@@ -59,13 +59,7 @@ async def test_slow_readers_over_tls_hold_little(tmp_path: Path, nvml: Path):
         for _, asked in pairs:
             for _ in range(8):
                 asked.send(piece)
-        taken = [0]
-
-        def stands_still() -> bool:
-            taken.append(sum(asked.unsent for _, asked in pairs))
-            return taken[-1] == taken[-2] > 0
-
-        await eventually_async(stands_still, every=0.5, timeout=30)
+        await until_still(lambda: sum(asked.unsent for _, asked in pairs), looks=2, every=0.25)
         each = (house.resident_bytes() - before) / READERS
         print(f"{each / 1024:.0f} KiB each")
         assert each < HELD_BYTES + OVERHEAD_BYTES

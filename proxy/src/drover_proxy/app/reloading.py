@@ -134,4 +134,5 @@ class Reloader:
         self._complain("tls_reload_failed", "the last good certificates stay in force", error)
 
     def _complain(self, event: str, message: str, error: ConfigError) -> None:
-        self._log.error(event, message=message, problems=[str(problem) for problem in error.problems])
+        problems = [str(problem) for problem in error.problems]
+        self._log.error(event, message=message, file=error.file, problems=problems)
