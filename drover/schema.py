@@ -69,14 +69,6 @@ def load_options(layers: tuple[str, ...] = LAYERS) -> Spec:
     return merged
 
 
-def layer_of(variable: str) -> str | None:
-    """Return the role folder in which this variable is defined, if it is one of drover's."""
-    for name in sources():
-        if variable in _options_of(name):
-            return name
-    return None
-
-
 def secret_names(layers: tuple[str, ...] = LAYERS) -> frozenset[str]:
     """Return the variables whose value must never be shown (`no_log` anywhere in their schema)."""
     return frozenset(name for name, option in load_options(layers).items() if holds_secret(option))

@@ -187,20 +187,6 @@ class Lines(FactBase[list[str]]):
         return list(output)
 
 
-class BootId(FactBase[str]):
-    """The id of this boot, which no two boots share."""
-
-    default = str
-
-    def command(self) -> str:
-        """Return the command that reads it."""
-        return "cat /proc/sys/kernel/random/boot_id"
-
-    def process(self, output: list[str]) -> str:
-        """Return the id."""
-        return "".join(output).strip()
-
-
 @dataclass(frozen=True, slots=True)
 class FileState:
     """What lies at a path."""

@@ -15,7 +15,6 @@ from lab.hosts.paths import LabPaths
 from lab.hosts.spec import HostSpec
 
 BOOT_TIMEOUT_SECONDS = 60.0
-SSH_FAILED = 255
 
 
 def ssh_command(paths: LabPaths, host: HostSpec, user: str = "root") -> list[str]:

@@ -88,6 +88,7 @@ class IllegalTransition(Exception):  # noqa: N818 - named for what happened; it 
         super().__init__(subject, before, after, story)
 
     def __reduce__(self) -> tuple[type[IllegalTransition], tuple[object, ...]]:
+        # So that it passes from one process to another, as from a worker of a test run: in words only.
         story = tuple(entry._replace(what=entry.text) for entry in self.story)
         return IllegalTransition, (self.subject, self.before, self.after, story)
 

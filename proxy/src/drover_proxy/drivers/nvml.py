@@ -16,7 +16,6 @@ from typing import Any
 
 import pynvml
 
-NVML_SUCCESS_STATE = "ok"
 STATES = {
     4: "no permission to read the GPUs (NVML error 4): see the groups of the service's user",
     9: "the NVIDIA driver is not loaded (NVML error 9): see `dmesg`, `modprobe nvidia`",
