@@ -81,6 +81,16 @@ def test_metrics_that_pages_name_are_the_proxys():
     assert named <= metrics
 
 
+@pytest.mark.parametrize("package", ["wire", "app"])
+def test_each_file_is_in_the_list_of_its_package(package):
+    """Who begins to read finds what every file is for."""
+    folder = PROJECT / "proxy" / "src" / "drover_proxy" / package
+    files = {path.name for path in folder.glob("*.py")} - {"__init__.py"}
+    listed = re.findall(r"\b([a-z]+\.py)\b", (folder / "__init__.py").read_text())
+
+    assert sorted(listed) == sorted(files)
+
+
 def test_modules_stay_small():
     """No Python module outgrows a reader: 400 lines, tests included."""
     large = [
