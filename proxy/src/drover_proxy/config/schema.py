@@ -309,7 +309,8 @@ ROOT: dict[str, Key] = {
     "tls": section(
         TLS,
         "TLS at `listen`, but for its Unix sockets. A change of one of its files counts within seconds, for "
-        "new connections; only to begin or to end with TLS takes a restart.",
+        "new connections, and closes the others where it takes an authority out of `client_ca`; only to "
+        "begin or to end with TLS takes a restart.",
         default=(),
         restart=True,
     ),
