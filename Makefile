@@ -22,7 +22,7 @@ lint: venv  ## ruff (all rules) and mypy (strict)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test-unit: venv  ## unit tests: under a minute, no root
+test-unit: venv  ## unit tests, and what the fuzzers once found: no root
 	@scripts/packages.sh
 	$(PYTEST) -n 2 tests/unit tests/fuzz
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -19,7 +18,6 @@ COMPLETE: Final = Kind.COMPLETE
 COMPLETE_NAME: Final = Kind.COMPLETE.value
 BROKEN: Final = (Kind.UPSTREAM_BROKEN, Kind.IN_BAND_ERROR)
 KEPT_SORTS = 4096
-MONOTONIC: Final = time.monotonic
 ACCESS: Final = '","level":"info","event":"access","id":"'
 ANSWER_BROKEN: Final = '","level":"warning","event":"answer_broken","id":"'
 
@@ -57,7 +55,7 @@ class Recorder:
         kind, status = outcome.kind, outcome.status
         if kind is not COMPLETE and _had_all(call, kind, status):
             kind = COMPLETE
-        seconds = MONOTONIC() - call.ex.arrived_at
+        seconds = call.elapsed()
         metrics = self._metrics
         seen = self._sort(call, kind, status)
         seen.tally.count += 1
