@@ -96,7 +96,7 @@ class FakePool(Pool):
         self.pipes: list[Pipe] = []
         self.under_way: list[Dialing] = []
 
-    def dial(self, relay: Relay, timeout: float) -> asyncio.Task[None]:
+    def dial(self, relay: Relay) -> asyncio.Task[None]:
         """Begin to dial."""
         dialing = Dialing(self, relay)
         self.under_way.append(dialing)

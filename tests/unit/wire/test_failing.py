@@ -372,12 +372,14 @@ async def test_handler_that_raises(where: str):
         world.problems.clear()
 
 
-async def test_connect_timeout():
-    """An upstream that doesn't take the connection in time is a 504."""
+@pytest.mark.parametrize("plan", [BodyPlan.BUFFER, BodyPlan.STREAM])
+async def test_connect_timeout(plan: BodyPlan):
+    """An upstream that doesn't take the connection in time is a 504, also of a body that still comes."""
     from tests.unit.wire.test_leaving import while_dialing
 
     async with World(Limits(connect_timeout=0.05, **FAST)) as world:
-        client, _ = await while_dialing(world)
+        world.handler.plan = plan
+        client, _ = await while_dialing(world, post() if plan is BodyPlan.BUFFER else post(b"halfhalf")[:-4])
         got = await client.until(b"}")
         assert got.startswith(b"HTTP/1.1 504 ")
         assert ("failed", 1, UpstreamFault.CONNECT_TIMEOUT.value, True) in world.handler.story

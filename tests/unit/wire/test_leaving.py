@@ -49,7 +49,7 @@ async def while_queued(world: World) -> tuple[Peer, Peer | None]:
     return client, None
 
 
-async def while_dialing(world: World) -> tuple[Peer, Peer | None]:
+async def while_dialing(world: World, request: bytes = b"") -> tuple[Peer, Peer | None]:
     """The upstream's connection isn't there yet: its backlog is full."""
     world.full = socket.socket()
     world.full.bind(("127.0.0.1", 0))
@@ -61,7 +61,7 @@ async def while_dialing(world: World) -> tuple[Peer, Peer | None]:
         filler.connect_ex(world.full.getsockname())
         world.fillers.append(filler)
     world.handler.upstream = world.slow = Upstream("full", *world.full.getsockname())
-    client = await world.client(post())
+    client = await world.client(request or post())
     await eventually_async(lambda: bool(world.slow.pool.dialing))
     return client, None
 

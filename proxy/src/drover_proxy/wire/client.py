@@ -280,7 +280,7 @@ class ClientConnection(BodyReader):
     def sweep(self, now: float) -> None:
         """Look at the clock."""
         ex = self.exchange
-        if ex is not None and ex.relay is not None and self.upload_done(ex):
+        if ex is not None and ex.relay is not None and (ex.relay.connection is None or self.upload_done(ex)):
             ex.relay.sweep(now)
             return
         if self.phase is BODY and self._active:

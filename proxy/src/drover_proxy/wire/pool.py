@@ -114,34 +114,27 @@ class Pool:
         for connection in [c for c in self.idle if c.idle_until <= now]:
             connection.close()
 
-    def dial(self, relay: Relay, timeout: float) -> asyncio.Task[None]:
+    def dial(self, relay: Relay) -> asyncio.Task[None]:
         """Make a new connection and hand it to the relay. Cancelling the task closes whatever it has."""
-        task = asyncio.get_running_loop().create_task(self._dial(relay, timeout))
+        task = asyncio.get_running_loop().create_task(self._dial(relay))
         self.dialing.add(task)
         task.add_done_callback(self.dialing.discard)
         return task
 
-    async def _dial(self, relay: Relay, timeout: float) -> None:
+    async def _dial(self, relay: Relay) -> None:
         loop = asyncio.get_running_loop()
         upstream = self.upstream
         connection = UpstreamConnection(self)
         protocol: Any = connection  # by its methods: see Link
         try:
             if upstream.path:
-                await asyncio.wait_for(loop.create_unix_connection(lambda: protocol, upstream.path), timeout)
+                await loop.create_unix_connection(lambda: protocol, upstream.path)
             else:
-                await asyncio.wait_for(
-                    loop.create_connection(lambda: protocol, upstream.host, upstream.port), timeout
-                )
-        except asyncio.TimeoutError:
-            connection.close()  # it may have come about in the very moment of the timeout
-            relay.failed(
-                UpstreamFault.CONNECT_TIMEOUT, f"no connection to {upstream.name} within {timeout} s"
-            )
+                await loop.create_connection(lambda: protocol, upstream.host, upstream.port)
         except (OSError, ValueError) as error:  # ValueError: a host name that can't be encoded
             relay.failed(UpstreamFault.DIAL, f"no connection to {upstream.name}: {error}")
         except asyncio.CancelledError:
-            connection.close()
+            connection.close()  # it may have come about in this very moment
             raise
         else:
             if connection.transport.is_closing():

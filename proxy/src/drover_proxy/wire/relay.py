@@ -127,7 +127,11 @@ class Relay:
             self.connected(connection)
         else:
             self.exchange.move(Event.FORWARD)
-            self._dialing = self._upstream.pool.dial(self, self._limits.connect_timeout)
+            self._dial()
+
+    def _dial(self) -> None:
+        self.deadline = self._client.server.clock() + self._limits.connect_timeout
+        self._dialing = self._upstream.pool.dial(self)
 
     def dialed(self, connection: UpstreamConnection) -> None:
         """Take the connection that was dialled for, unless the request has ended meanwhile."""
@@ -269,7 +273,7 @@ class Relay:
             self._upstream.pool.clear()  # the others are as old
             self.exchange.move(Event.FAILED)
             self.exchange.move(Event.FORWARD)
-            self._dialing = self._upstream.pool.dial(self, self._limits.connect_timeout)
+            self._dial()
             return
         self.failed(UpstreamFault.CLOSED, why)
 
@@ -352,18 +356,28 @@ class Relay:
     def sweep(self, now: float) -> None:
         """Look at the clock."""
         connection = self.connection
-        if self.active or (connection is not None and connection.moved):
-            self.active = False
-            if connection is not None:
-                connection.moved = False
+        if connection is None:
+            self._still_dialing(now)
+            return
+        if self.active or connection.moved:
+            self.active = connection.moved = False
             limit = self._limits.stall_timeout
             self.deadline = FOREVER if limit is None else now + limit
-        if now < self.deadline or self.connection is None:
+        if now < self.deadline:
             return
         if self.exchange.state is State.SENT:
-            self._part(self.connection)
+            self._part(connection)
             self.failed(UpstreamFault.FIRST_BYTE_TIMEOUT, "no answer within the time allowed")
         elif self._client.write_paused:
             self._client.give_up("the client reads nothing")
         else:
-            self.broken(self.connection, "the upstream fell silent in the middle of its answer")
+            self.broken(connection, "the upstream fell silent in the middle of its answer")
+
+    def _still_dialing(self, now: float) -> None:
+        """Give up a connection that doesn't come about."""
+        dialing = self._dialing
+        if dialing is None or now < self.deadline:
+            return
+        dialing.cancel()
+        why = f"no connection to {self._upstream.name} within {self._limits.connect_timeout} s"
+        self.failed(UpstreamFault.CONNECT_TIMEOUT, why)
