@@ -16,6 +16,7 @@ from drover_proxy.dialect.errors import error_event
 from drover_proxy.dialect.routes import Shape
 
 BLANK: Final = 0x20
+CHAT: Final = Shape.CHAT  # as a global, cheap to look up
 KEPT_BYTES: Final = 4096
 """Of the last record. Its fields that matter come first; what follows may be megabytes (`context`)."""
 
@@ -49,12 +50,13 @@ _fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 class StreamWatch:
     """Keeps the start of the last record of a stream."""
 
-    __slots__ = ("_record", "_separator", "_shape")
+    __slots__ = ("_last", "_last_of", "_record", "_separator", "_shape")
 
     def __init__(self, shape: Shape) -> None:
         self._shape = shape
         self._separator = SEPARATOR[shape]
         self._record = b""
+        self._last = self._last_of = b""
 
     def feed(self, data: bytes) -> None:
         """Take the next piece of the body."""
@@ -63,9 +65,8 @@ class StreamWatch:
             and len(data) <= KEPT_BYTES
             and ((data and data[0] > BLANK) or not data.isspace())
         ):
-            self._record = (
-                data  # what was before is over, as with most tokens; the rest is seen to at the end
-            )
+            # What was before is over, as with most tokens; the rest is seen to at the end.
+            self._record = data
         else:
             self._keep_last(self._record + data)
 
@@ -80,14 +81,23 @@ class StreamWatch:
             record = record[: KEPT_BYTES - 3] + b"." + record[-2:]
         self._record = record
 
+    def _last_record(self) -> bytes:
+        """Give the last record, without the white space around it; asked for at the end, and then twice."""
+        if self._last_of is not self._record or not self._last:
+            self._keep_last(self._record)
+            self._last_of = self._record
+            self._last = self._record.strip()
+        return self._last
+
     def whole(self, status: int) -> bool:
         """Whether the stream ended as its dialect ends; other statuses than 200 end by their framing."""
         if status != 200:
             return True
-        self._keep_last(self._record)
-        record = self._record.strip()
+        record = self._last_record()
         if self._separator == b"\n":
             return self._ends_natively(record)
+        if self._shape is CHAT and record == b"data: [DONE]":  # as good as always
+            return True
         return bool(TERMINATOR[self._shape].match(record))
 
     def _ends_natively(self, record: bytes) -> bool:
@@ -108,11 +118,10 @@ class StreamWatch:
 
         The odd empty chunk isn't one: no client understands it. It only makes the stream not whole.
         """
-        self._keep_last(self._record)
-        record = self._record.strip()
+        record = self._last_record()
         if self._separator == b"\n":
             return _native_error(record) if NATIVE_ERROR.match(record) else None
-        if EVENT_ERROR.match(record):
+        if record.startswith(b"event:") and EVENT_ERROR.match(record):
             return "the stream ended with an error event"
         if record.startswith(b'data: {"error"'):
             return "the stream carried an error"

@@ -38,7 +38,7 @@ class Log:
             if second != self._second:
                 self._second = second
                 self._day_time = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
-            self._stamp = f"{self._day_time}.{now_ms % 1000:03d}Z"
+            self._stamp = f"{self._day_time}.{str(now_ms % 1000 + 1000)[1:]}Z"  # ":03d" is slow
         return self._stamp
 
     def tells(self, level: Level) -> bool:

@@ -223,7 +223,7 @@ class HeadParser:
         if hosts > 1 or (hosts == 0 and not self.http10):
             raise bad("exactly one Host field is needed")
         self.length = int(length) if length else 0
-        if not self.target.startswith(b"/") or b"#" in self.target:
+        if not self.target.startswith(b"/") or self.target.find(b"#") >= 0:
             self._odd_target()
 
     def _about_the_connection(self, name: bytes, value: bytes) -> None:

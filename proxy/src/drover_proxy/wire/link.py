@@ -87,8 +87,7 @@ class Link:
         if self.tls:
             pieces: Any = InPieces(self.transport)
             self.transport = pieces
-        if (tls := transport.get_extra_info("ssl_object")) is not None:
-            self.certificate = identities(tls)
+            self.certificate = identities(transport.get_extra_info("ssl_object"))
         self.deadline = self.server.clock() + self.limits.head_timeout
 
     def pause_reading(self, *, paused: bool) -> None:

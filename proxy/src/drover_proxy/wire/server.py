@@ -45,8 +45,10 @@ class Server:
         self.limits = limits or Limits()
         self.forwarding = forwarding or Forwarding()
         self.via_line = self.forwarding.via_line
+        self.heads = self._no_heads()
+        """What was read of the heads of clients that a head alone tells apart."""
         self.connections: set[ClientConnection] = set()
-        self.outcomes: Counter[Kind] = Counter()
+        self.outcomes: dict[Kind, int] = dict.fromkeys(Kind, 0)
         self.refusals: Counter[str] = Counter()
         self.accepted = 0
         self.requests = 0
@@ -62,9 +64,9 @@ class Server:
         """Told who could not agree on TLS with us, and why."""
         self.now = time.monotonic()
         """The clock as of the last sweep: good enough for limits, and free."""
-        self._by_peer: Counter[str] = Counter()
+        self._by_peer: dict[str, int] = {}
         """Connections, by the network of the client."""
-        self._shaking: Counter[str] = Counter()
+        self._shaking: dict[str, int] = {}
         """Those that are still to agree on TLS, likewise."""
         self._shaking_total = 0
         self._listeners: list[asyncio.AbstractServer | Handshakes] = []
@@ -210,11 +212,8 @@ class Server:
         """Count a new connection; say why it may not stay."""
         self.connections.add(connection)
         self.accepted += 1
-        network = network_of(connection.peer)
-        self._by_peer[network] += 1
-        return self._too_many(
-            connection.peer, len(self.connections), self._by_peer[network], trusted=connection.trusted
-        )
+        ours = _count(self._by_peer, network_of(connection.peer), 1)
+        return self._too_many(connection.peer, len(self.connections), ours, trusted=connection.trusted)
 
     def begin_handshake(self, peer: str) -> bool:
         """Count a connection that is to agree on TLS; False: it may not stay, and can't be told why."""
@@ -222,13 +221,13 @@ class Server:
         refusal = self._too_many(
             peer,
             len(self.connections) + self._shaking_total + 1,
-            self._by_peer[network] + self._shaking[network] + 1,
+            self._by_peer.get(network, 0) + self._shaking.get(network, 0) + 1,
             trusted=self.forwarding.trusts(peer),
         )
         if refusal is not None:
             self.error_parts(Stranger(peer, b""), 503, "too_many_connections", refusal)
             return False
-        self._shaking[network] += 1
+        _count(self._shaking, network, 1)
         self._shaking_total += 1
         return True
 
@@ -246,11 +245,8 @@ class Server:
 
     def end_handshake(self, peer: str) -> None:
         """Count one off that has become a client, or never will."""
-        network = network_of(peer)
         self._shaking_total -= 1
-        self._shaking[network] -= 1
-        if not self._shaking[network]:
-            del self._shaking[network]
+        _count(self._shaking, network_of(peer), -1)
 
     @property
     def hangups(self) -> HangUps:
@@ -281,10 +277,7 @@ class Server:
     def release(self, connection: ClientConnection) -> None:
         """Count a connection off."""
         self.connections.discard(connection)
-        network = network_of(connection.peer)
-        self._by_peer[network] -= 1
-        if not self._by_peer[network]:
-            del self._by_peer[network]
+        _count(self._by_peer, network_of(connection.peer), -1)
         if not self.connections:
             self._empty.set()
 
@@ -310,6 +303,16 @@ class Server:
                 pool.watched = False
         loop = asyncio.get_running_loop()
         self._sweeper = loop.call_later(self.limits.sweep_seconds, self._sweep)
+
+
+def _count(counts: dict[str, int], network: str, change: int) -> int:
+    """Count a connection of a network on or off; give how many it has now."""
+    now = counts.get(network, 0) + change
+    if now:
+        counts[network] = now
+    else:
+        del counts[network]
+    return now
 
 
 def _listening(place: str | socket.socket) -> socket.socket:
