@@ -41,7 +41,8 @@ MODULES = {
     "vram": ("model",),  # what is known of every model
     "wire": (  # every byte of a head, every piece of an answer
         "answerhead", "answers", "body", "bodyreader", "chunks", "client", "contract", "exchange", "fields",
-        "forwarding", "head", "headers", "limits", "link", "pool", "relay", "server", "states", "upstream",
+        "forwarding", "head", "headers", "known", "limits", "link", "pool", "relay", "server", "states",
+        "upstream",
     ),
 }  # fmt: skip
 """What is on the path of a request, and the classes of what is looked at there: to compiled code an attribute

@@ -8,6 +8,7 @@ from __future__ import annotations
 from urllib.parse import urlsplit
 
 from drover_proxy.wire import BodyPlan, Exchange, Kind, UpstreamError
+from drover_proxy.wire.known import KnownHeads
 
 from tests.fuzz.fakes import TURNS, Quiet, Wires, connect, cuts, make_server, on_turns
 from tests.fuzz.reference import Seen, one_request, requests_in
@@ -37,11 +38,12 @@ class Forwarding(Quiet):
         raise AssertionError(f"{error} by {ex!r}")
 
 
-def ask(data: bytes, plan: BodyPlan, cut: int) -> tuple[list[Seen], bool]:
+def ask(data: bytes, plan: BodyPlan, cut: int, heads: KnownHeads) -> tuple[list[Seen], bool]:
     """Send these bytes to the proxy; return what its upstream has seen, and whether the connection ended."""
     upstream = Wires()
     handler = Forwarding(plan, upstream)
     server, _ = make_server(handler)
+    server.heads = heads
     connection, pipe = connect(server)
     seen: list[Seen] = []
     for piece in cuts(data, cut):
@@ -94,15 +96,16 @@ def origin_form(target: bytes) -> bytes:
 
 @on_turns
 def check(data: bytes) -> None:
-    """Hold the wire against h11, whole and cut."""
+    """Hold the wire against h11, whole and cut, with heads that it reads and that it knows by then."""
     if len(data) < 3:
         return
     plan, cut, sent = BodyPlan(data[0] % 3), data[1], data[2:]
-    seen, ended = ask(sent, plan, 0)
+    heads = KnownHeads()
+    seen, ended = ask(sent, plan, 0, heads)
     expected = reference(sent, plan)
     assert seen == expected[: len(seen)], (seen, expected)
     assert ended or len(seen) == len(expected), ("not served", seen, expected)
-    again, end = ask(sent, plan, cut or 255)
+    again, end = ask(sent, plan, cut or 255, heads)
     if plan is BodyPlan.NONE:  # its answer may be out before the body, which nobody wants, proves bad
         shorter = min(len(seen), len(again))
         assert seen[:shorter] == again[:shorter]

@@ -12,6 +12,7 @@ forwarding.py X-Forwarded-*, Via, trusted proxies          hangups.py    who lea
 answers.py    answers that the proxy makes itself          parting.py    when an upstream has stopped
 chunks.py     whole chunks of an answer                    pieces.py     long writes to TLS, in pieces
 handshake.py  connections before TLS is agreed on          certificate.py what a client's certificate calls it
+known.py      heads that were read before
 
 docs/explanation/wire.md goes through them with a request.
 """

@@ -49,6 +49,8 @@ class ClientConnection(BodyReader):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin, or turn the client away when there are too many."""
         super().connection_made(transport)
+        if not self.certificate:  # which lets in by itself what a head alone would not
+            self.parser.heads = self.server.heads
         if refusal := self.server.admit(self):
             self.write(self.server.error(self.peer, b"", BadRequest(503, "too_many_connections", refusal)))
             self.close(linger=False)  # lingering would let the cap be exceeded

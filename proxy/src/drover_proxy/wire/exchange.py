@@ -77,7 +77,7 @@ class Exchange:
         self.id = number
         self.method = method
         self.memo = connection.parser.memo
-        """Shared by the exchanges of a connection that have the same head, but for its length."""
+        """Shared by exchanges that have the same head, but for its length, also of other connections."""
         self.target = target
         """In origin-form, as the client wrote it otherwise: nothing is decoded or normalised."""
         self.path, self.query = target, b""

@@ -20,18 +20,11 @@ KEPT_LINES = 1024
 """A hundred clients with ten lines each; all of them go when there are more."""
 KEPT_BYTES = 256
 """A longer line isn't kept: so all of them together are under half a megabyte."""
-NOT_KEPT = frozenset(
-    (
-        b"authorization",  # secrets have no place in a table that outlives their request
-        b"proxy-authorization",
-        b"x-api-key",
-        b"cookie",
-        b"content-length",  # seldom twice the same
-        b"date",
-        b"x-request-id",
-        b"traceparent",
-    )
-)
+CREDENTIALS = frozenset((b"authorization", b"x-api-key"))
+"""Secrets, which have no place in a table that outlives their request."""
+PASSING = frozenset((b"proxy-authorization", b"cookie", b"date", b"x-request-id", b"traceparent"))
+"""Other secrets, and what is another with every message."""
+NOT_KEPT = CREDENTIALS | PASSING | {b"content-length"}
 
 CONTROL = bytes(byte for byte in range(32) if byte not in b"\t\r\n") + b"\x7f"
 """Bytes that have no place anywhere in a head."""

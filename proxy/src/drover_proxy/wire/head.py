@@ -17,6 +17,7 @@ import httptools
 
 from drover_proxy.wire import fields
 from drover_proxy.wire.fields import Fields, find_fault
+from drover_proxy.wire.known import Known, KnownHeads, cut, digest_of
 from drover_proxy.wire.limits import Limits
 
 REQUEST_LINE = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+) ([!-~]+) HTTP/([0-9]\.[0-9])")
@@ -67,8 +68,8 @@ class Memo:
 class HeadParser:
     """Parses the heads of one connection's requests, one after the other.
 
-    llhttp is shown every head that doesn't just repeat the one before, and every chunked body, cut where we
-    take the message to end: it has to agree.
+    llhttp is shown every head that doesn't just repeat one that it was shown, and every chunked body, cut
+    where we take the message to end: it has to agree.
     """
 
     __slots__ = (
@@ -80,6 +81,7 @@ class HeadParser:
         "chunked",
         "expects",
         "fields",
+        "heads",
         "http10",
         "keep_alive",
         "length",
@@ -89,11 +91,13 @@ class HeadParser:
     )
 
     def __init__(self) -> None:
-        self._llhttp = httptools.HttpRequestParser(self)
+        self._llhttp: httptools.HttpRequestParser | None = None
         self._complete = False
         """llhttp has seen the end of the message."""
-        self._agree = True
+        self._agree = False
         """llhttp has seen all that came before: what follows can be shown to it, too."""
+        self.heads: KnownHeads | None = None
+        """What other connections have read, for the first head of this one."""
         self._same: tuple[bytes, bytes] | None = None
         """The head before, around the digits of its length; None: it isn't kept."""
         self._length_at = 0
@@ -116,6 +120,32 @@ class HeadParser:
         """Take a whole head, its empty line included; fill the attributes or raise BadRequest."""
         if self.again(raw) == len(raw):
             return
+        heads, self.heads = self.heads, None
+        if heads is None or len(raw) > MEMO_BYTES:
+            self._read(raw, limits)
+            return
+        before, digits, behind = cut(raw)
+        digest = digest_of(before, behind)
+        known = heads.get(digest)
+        if known is not None and (not behind or (digits.isdigit() and len(digits) <= LENGTH_DIGITS)):
+            self._recall(known, before, digits, behind)
+            return
+        self._read(raw, limits)
+        if self._same == (before, behind):
+            heads.keep(digest, self, before, behind, self._length_at)
+
+    def _recall(self, known: Known, before: bytes, digits: bytes, behind: bytes) -> None:
+        """Take over what another connection's head came to, which was the same but for its length."""
+        self._same = (before, behind)
+        self._length_at = known.length_at
+        self._agree = self.chunked = False
+        self.method, self.target, self.memo = known.method, known.target, known.memo
+        self.http10, self.keep_alive, self.expects = known.http10, known.keep_alive, known.expects
+        self.fields = known.fields_of(before, digits, behind)
+        self.length = int(digits) if behind else 0
+
+    def _read(self, raw: bytes, limits: Limits) -> None:
+        """Read a head that is like none before."""
         self._same = None
         self.memo = Memo()
         lines = raw[:-4].split(b"\r\n")
@@ -167,23 +197,22 @@ class HeadParser:
         if not self.length:
             self._same = (raw, b"")
             return
-        start = raw.lower().index(b"\r\ncontent-length:") + 17
-        at = 0
-        while self.fields[at][0] != b"content-length":
-            at += 1
-        value = self.fields[at][1]
-        start = raw.index(value, start)
-        self._same = (raw[:start], raw[start + len(value) :])
-        self._length_at = at
+        before, digits, behind = cut(raw)
+        value = self.fields[self._length_at][1]
+        if digits != value:  # it is spelt or spaced in a way of its own
+            start = raw.index(value, raw.lower().index(b"\r\ncontent-length:") + 17)
+            before, behind = raw[:start], raw[start + len(value) :]
+        self._same = (before, behind)
 
     def _check(self, raw: bytes) -> None:
         """Let llhttp see the head, and refuse it if llhttp does."""
-        if not self._agree:
-            self._llhttp = httptools.HttpRequestParser(self)
+        llhttp = self._llhttp
+        if llhttp is None or not self._agree:
+            llhttp = self._llhttp = httptools.HttpRequestParser(self)
             self._agree = True
         self._complete = False
         try:
-            self._llhttp.feed_data(raw)
+            llhttp.feed_data(raw)
         except httptools.HttpParserUpgrade:
             # llhttp takes all that follows for another protocol. We don't switch: h2c is an offer, which
             # Java's client makes with its first request, so that is served as HTTP/1.1.
@@ -201,13 +230,14 @@ class HeadParser:
         hosts = 0
         self.chunked = self.expects = False
         self.keep_alive = not self.http10
-        for name, value in self.fields:
+        for at, (name, value) in enumerate(self.fields):
             if name not in _OURS:
                 continue
             if name == b"content-length":
                 if length is not None or not value.isdigit() or len(value) > LENGTH_DIGITS:
                     raise bad("Content-Length must be one plain number, once")
                 length = value
+                self._length_at = at
             elif name == b"transfer-encoding":
                 if self.chunked or value.lower() != b"chunked" or self.http10:
                     raise bad("Transfer-Encoding must be chunked, once, in HTTP/1.1")
@@ -260,6 +290,7 @@ class HeadParser:
         """Show llhttp a piece of a chunked body as we cut it; raise BadRequest if it sees another end."""
         if not self._agree:
             return
+        assert self._llhttp is not None
         try:
             self._llhttp.feed_data(data)
         except httptools.HttpParserError as error:

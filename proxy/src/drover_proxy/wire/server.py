@@ -21,6 +21,7 @@ from drover_proxy.wire.forwarding import Forwarding, network_of
 from drover_proxy.wire.handshake import Handshakes
 from drover_proxy.wire.hangups import HangUps
 from drover_proxy.wire.head import BadRequest, Memo, target_of
+from drover_proxy.wire.known import KnownHeads
 from drover_proxy.wire.limits import PROBE_SECONDS, PROBES, SILENT_SECONDS, Limits
 from drover_proxy.wire.pool import Pool
 
@@ -125,10 +126,16 @@ class Server:
         """Put others in force, from the next request of each connection on."""
         self.limits = limits
         self.forwarding, self.via_line = forwarding, forwarding.via_line
+        self.heads = self._no_heads()
         for connection in self.connections:
             connection.limits = limits
             connection.trusted = forwarding.trusts(connection.peer)
             connection.parser.memo = Memo()  # the heads in it were made for the forwarding before
+            connection.parser.heads = None
+
+    def _no_heads(self) -> KnownHeads | None:
+        # What tells an upstream whose request it is differs from one connection to the next.
+        return None if self.forwarding.adds else KnownHeads()
 
     def change_tls(self, tls: ssl.SSLContext, *, stricter: bool) -> int:
         """Put another context in force, for connections that begin from now on.
