@@ -50,6 +50,26 @@ def test_a_change_counts_without_a_signal(fresh):
     assert fresh.proxy.poll() is None
 
 
+def test_a_head_that_is_known_lets_nobody_in(fresh):
+    """The same head on a connection of its own each time: what counts are the keys in force, and the model."""
+
+    def chat(key="drv_late"):
+        with fresh.http(key) as http:  # curl's way: a connection for a request
+            return http.post("/api/chat", json={"model": SMALL, "stream": False}).status_code
+
+    eventually(lambda: chat() == 401)
+    fresh.write_keys(late=entry("late", "drv_late"))
+    eventually(lambda: chat() == 200)
+    fresh.write_keys(late=entry("late", "drv_late", models=["another"]))
+    eventually(lambda: chat() == 403)
+    fresh.write_keys(late=entry("late", "drv_late", expires="2020-01-01"))
+    eventually(lambda: chat() == 401)
+    assert chat("use") == 200
+    fresh.write_keys()
+    assert chat() == 401
+    assert chat("use") == 200
+
+
 def test_a_broken_file_keeps_the_last_good_one(fresh):
     """The log names the line, never what stands there; the metric says so until the file is whole again."""
     good = fresh.keys_file.read_text()
