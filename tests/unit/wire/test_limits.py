@@ -144,6 +144,28 @@ async def test_waiting_has_no_limit_of_the_wires():
         await client.until(b"ok")
 
 
+async def test_an_answer_before_lends_a_request_no_time_limit():
+    """What moved in the last one says nothing of the next, which may wait for its first byte."""
+    async with World(Limits(stall_timeout=0.1, **FAST)) as world:
+        client = await world.client(post())
+        upstream = await world.origin.request(end=b"{}")
+        upstream.send(STREAM_HEAD)
+        await client.until(b"\r\n\r\n")
+        world.server._sweeper.cancel()  # it may come between, but seldom does
+        for piece in (chunk(b"token"), END):
+            upstream.send(piece)
+            await client.until(piece)
+        world.server._sweep()
+        client.take()
+        upstream.take()
+        client.send(post())
+        await upstream.until(b"{}")
+        await asyncio.sleep(0.3)
+        assert client.received == b""
+        upstream.send(answer())
+        await client.until(b"ok")
+
+
 async def test_too_many_connections():
     """Beyond the cap a client is told so and closed; a place that becomes free is free."""
     async with World(Limits(max_connections=2, **FAST)) as world:

@@ -63,7 +63,8 @@ class AnswerHead:
             and b"close" not in connection_tokens(self.fields)
         )
         self.dated = any(name == b"date" for name, _ in self.fields)
-        self.relayed = without_hop_by_hop(raw, self.fields)[:-2]
+        bodiless = self.status < 200 or self.status == 204  # of these RFC 9110, 8.6, forbids a length
+        self.relayed = without_hop_by_hop(raw, self.fields, bodiless=bodiless)[:-2]
 
     def _framing(self) -> Framing:
         """Find out how the body ends; refuse what is ambiguous."""

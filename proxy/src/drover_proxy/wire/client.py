@@ -11,7 +11,7 @@ from drover_proxy.wire.contract import BodyPlan, Kind
 from drover_proxy.wire.exchange import Exchange
 from drover_proxy.wire.fields import find_fault
 from drover_proxy.wire.head import BadRequest, bad
-from drover_proxy.wire.limits import FOREVER, PIPELINED_BYTES, TURN_REQUESTS
+from drover_proxy.wire.limits import FOREVER, LINGER_SECONDS, PIPELINED_BYTES, TURN_REQUESTS
 from drover_proxy.wire.link import Phase
 from drover_proxy.wire.states import State
 
@@ -100,6 +100,8 @@ class ClientConnection(BodyReader):
             self.exchange.relay.client_paused(paused=False)
         elif self.phase is HEAD and not self._parsing:
             self._go_on()
+        elif self.phase is CLOSING and not self.transport.is_closing():  # it lingers
+            self.deadline = self.server.clock() + LINGER_SECONDS
 
     # Reading requests.
 
@@ -199,7 +201,7 @@ class ClientConnection(BodyReader):
             return
         intake = self._intake
         if not ex.keep_alive or self._surplus or self.server.draining:
-            self.close(linger=intake is not None)
+            self.close(linger=self._sends_on())
         elif intake is not None and not intake.done:
             intake.plan = BodyPlan.NONE
             self.phase = BODY
@@ -216,7 +218,7 @@ class ClientConnection(BodyReader):
         if reset:
             self.reset()
         else:
-            self.close(linger=False)
+            self.close(linger=self._sends_on())
         self._forget(ex, kind)
 
     def give_up(self, detail: str) -> None:
@@ -252,6 +254,10 @@ class ClientConnection(BodyReader):
         self.deadline = self.server.now + self.limits.idle_timeout
         if self._buffer and not self._parsing:
             self._heads(self._buffer)
+
+    def _sends_on(self) -> bool:
+        """Whether more came than the request, or is to come: closing with that unread is a reset."""
+        return self._intake is not None or self._surplus or bool(self._buffer)
 
     def _forget(self, ex: Exchange, kind: Kind) -> None:
         """Let go of an exchange that is over, and report it."""

@@ -63,11 +63,15 @@ def request_head(method: bytes, target: bytes, host: bytes, fields: Fields, *, h
     return b"".join((method, b" ", target, end, host, b"\r\n", *lines))
 
 
-def without_hop_by_hop(raw: bytes, fields: Fields) -> bytes:
-    """Leave out of a head what is about the upstream's connection only; the rest stays byte for byte."""
-    if not any(name in HOP_BY_HOP for name, _ in fields):
+def without_hop_by_hop(raw: bytes, fields: Fields, *, bodiless: bool = False) -> bytes:
+    """Leave out of a head what is about the upstream's connection only; the rest stays byte for byte.
+
+    Out of a `bodiless` one also its length: whoever believed it would wait, or take the next answer for it.
+    """
+    unwanted = HOP_BY_HOP | {b"content-length"} if bodiless else HOP_BY_HOP
+    if not any(name in unwanted for name, _ in fields):
         return raw
-    drop = HOP_BY_HOP | connection_tokens(fields) - FRAMING
+    drop = unwanted | connection_tokens(fields) - FRAMING
     start, *lines = raw[:-4].split(b"\r\n")
     kept = [line for line, field in zip(lines, fields, strict=True) if field[0] not in drop]
     return b"\r\n".join((start, *kept, b"", b""))

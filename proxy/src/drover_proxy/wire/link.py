@@ -114,7 +114,8 @@ class Link:
     def close(self, *, linger: bool) -> None:
         """Close when everything has been written; `linger` reads on for a while, lest the answer be lost."""
         self.phase = Phase.CLOSING
-        wait = LINGER_SECONDS if linger else (self.limits.stall_timeout or self.limits.body_timeout)
+        brief = linger and not self.write_paused  # else its time begins when all has been written
+        wait = LINGER_SECONDS if brief else (self.limits.stall_timeout or self.limits.body_timeout)
         self.deadline = self.server.clock() + wait
         if linger and self.transport.can_write_eof() and not self.transport.is_closing():
             self.pause_reading(paused=False)

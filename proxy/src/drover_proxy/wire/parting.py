@@ -35,7 +35,10 @@ class Parting:
         sock = transport.get_extra_info("socket")
         if sock is None or sock.fileno() < 0 or sock.family == socket.AF_UNIX:
             return None
-        kept = socket.socket(fileno=os.dup(sock.fileno()))
+        try:
+            kept = socket.socket(fileno=os.dup(sock.fileno()))
+        except OSError:  # too many open files: closing it must not fail for that
+            return None
         try:
             kept.shutdown(socket.SHUT_RDWR)
         except OSError:  # reset by the upstream in this very moment

@@ -243,7 +243,7 @@ class Relay:
         data = head + data
         if data:
             self.piece(data)
-        if connection.reusable and self._client.upload_done(exchange):
+        if connection.reusable and not connection.full and self._client.upload_done(exchange):
             if self._client.write_paused:
                 connection.transport.resume_reading()  # it was only paused for this client
             self._upstream.pool.put(connection, self._client.server.now)
@@ -359,13 +359,14 @@ class Relay:
         if connection is None:
             self._still_dialing(now)
             return
-        if self.active or connection.moved:
+        sent = self.exchange.state is State.SENT  # what moved was the answer before this one
+        if not sent and (self.active or connection.moved):
             self.active = connection.moved = False
             limit = self._limits.stall_timeout
             self.deadline = FOREVER if limit is None else now + limit
         if now < self.deadline:
             return
-        if self.exchange.state is State.SENT:
+        if sent:
             self._part(connection)
             self.failed(UpstreamFault.FIRST_BYTE_TIMEOUT, "no answer within the time allowed")
         elif self._client.write_paused:

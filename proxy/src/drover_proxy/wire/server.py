@@ -91,6 +91,7 @@ class Server:
         """
         loop = asyncio.get_running_loop()
         if self._sweeper is None:
+            self._hangups = HangUps()  # now, as it takes a file, and they may run out
             self._sweep()
         make, backlog = self.connection, BACKLOG
         bound: list[str] = []

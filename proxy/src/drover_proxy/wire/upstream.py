@@ -43,6 +43,7 @@ class UpstreamConnection:
         "bodiless",
         "complete",
         "framing",
+        "full",
         "idle_until",
         "in_body",
         "line_end",
@@ -65,6 +66,8 @@ class UpstreamConnection:
         self.idle_until = 0.0
         self.bodiless = False
         self.reusable = True
+        self.full = False
+        """A part of a request waits to be sent."""
         self.framing: Framing = NONE
         self.in_body = False
         self.line_end = False
@@ -137,12 +140,14 @@ class UpstreamConnection:
         self.pool.forget(self)
 
     def pause_writing(self) -> None:
-        """The upstream doesn't keep up with a streamed body."""
+        """The upstream doesn't keep up with a body."""
+        self.full = True
         if self.relay is not None:
             self.relay.upload_paused(paused=True)
 
     def resume_writing(self) -> None:
         """The upstream has caught up."""
+        self.full = False
         if self.relay is not None:
             self.relay.upload_paused(paused=False)
 
@@ -271,12 +276,19 @@ class UpstreamConnection:
                 return
             if at == len(data):
                 return
+        rest = data[at:] if at else data
         try:
             parser = self._parser()
-            parser.feed_data(data[at:] if at else data)
+            if len(rest) > 4:
+                parser.feed_data(rest)
+                # llhttp takes CR and LF behind an answer for nothing. A client might not.
+                end = rest[-4:] == b"\r\n\r\n" and rest[-5] not in b"\r\n"
+                self._surplus = self._surplus or (self.complete and not end)
+            else:  # perhaps a part of the end: nothing may follow it
+                for place in range(len(rest)):
+                    self._surplus = self._surplus or self.complete
+                    parser.feed_data(rest[place : place + 1])
         except httptools.HttpParserError:
-            self._surplus = True
-        if self.complete and data.endswith(b"\r\n\r\n\r\n"):
             self._surplus = True
 
     def _parser(self) -> httptools.HttpResponseParser:
