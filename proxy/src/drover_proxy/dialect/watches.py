@@ -50,23 +50,22 @@ _fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 class StreamWatch:
     """Keeps the start of the last record of a stream."""
 
-    __slots__ = ("_last", "_last_of", "_record", "_separator", "_shape")
+    __slots__ = ("_ended", "_last", "_last_of", "_record", "_separator", "_shape")
 
     def __init__(self, shape: Shape) -> None:
-        self._shape = shape
         self._separator = SEPARATOR[shape]
         self._record = b""
+        self._ended = False
+        """The record ends with its separator. Kept, since the next piece comes when it is in no cache."""
+        self._shape = shape
         self._last = self._last_of = b""
 
     def feed(self, data: bytes) -> None:
         """Take the next piece of the body."""
-        if (
-            self._record.endswith(self._separator)
-            and len(data) <= KEPT_BYTES
-            and ((data and data[0] > BLANK) or not data.isspace())
-        ):
+        if self._ended and len(data) <= KEPT_BYTES and ((data and data[0] > BLANK) or not data.isspace()):
             # What was before is over, as with most tokens; the rest is seen to at the end.
             self._record = data
+            self._ended = data.endswith(self._separator)
         else:
             self._keep_last(self._record + data)
 
@@ -80,6 +79,7 @@ class StreamWatch:
             # Its last two bytes are enough to see the separator when it comes, also in two pieces.
             record = record[: KEPT_BYTES - 3] + b"." + record[-2:]
         self._record = record
+        self._ended = record.endswith(separator)
 
     def _last_record(self) -> bytes:
         """Give the last record, without the white space around it; asked for at the end, and then twice."""
