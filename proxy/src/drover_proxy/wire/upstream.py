@@ -59,8 +59,8 @@ class UpstreamConnection:
     )
 
     def __init__(self, pool: Pool) -> None:
-        # First what a token needs, in one place: a thousand streams fit into no cache, and attributes of what is
-        # compiled lie in the order in which they are set here.
+        # First what a token needs, in one place: a thousand streams fit into no cache, and where this is
+        # compiled, attributes lie in the order in which they are set here.
         self.relay: Relay | None = None
         self.in_body = False
         self.complete = False
