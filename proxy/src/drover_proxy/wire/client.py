@@ -56,6 +56,8 @@ class ClientConnection(BodyReader):
             self.close(linger=False)  # lingering would let the cap be exceeded
         elif self.tls and not self.server.vouches(transport.get_extra_info("sslcontext")):
             self.reset()  # the authorities have changed while it shook hands
+        elif self.tls:
+            self.server.hangups.watch(self)
 
     def data_received(self, data: bytes) -> None:
         """Take what the client sends; what it means depends on the phase."""
@@ -81,7 +83,7 @@ class ClientConnection(BodyReader):
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - reset or closed: it has left
         """The connection is no more."""
         self.lost = True
-        if self.read_paused:
+        if self.read_paused or self.tls:
             self.server.hangups.forget(self)
         self._left()
         self.phase = CLOSING
@@ -229,9 +231,9 @@ class ClientConnection(BodyReader):
         self.transport.abort()
 
     def hung_up(self) -> None:
-        """Learn that the client has left while its connection wasn't read."""
+        """Learn that the client has left, though nothing is read that would tell."""
         if self.exchange is not None:
-            self.give_up("the client left while its body was waiting")
+            self.give_up("the client has left")
 
     def retire(self) -> None:
         """Take no more requests: close after the answer under way, or at once where there is none."""

@@ -15,12 +15,15 @@ AT_ONCE = 64
 
 
 class HangUps:
-    """Watches paused connections for nothing but their peer's end (EPOLLRDHUP).
+    """Watches connections for nothing but their peer's end (EPOLLRDHUP).
 
     The event loop asks the kernel for readable bytes or for nothing, so a connection that isn't read, since
     no upstream takes its body yet, would keep its GPU until somebody looks. An epoll of our own asks for the
     other event, and is itself a descriptor that the loop reads. It costs two system calls for each pause, and
     nothing for who is never paused.
+
+    A connection with TLS is watched all the time. The loop takes an end of TCP without an end of TLS for a
+    wish to close, granted when everything has been written: so never, while the client reads nothing.
     """
 
     __slots__ = ("_epoll", "_fds", "_links", "_loop")

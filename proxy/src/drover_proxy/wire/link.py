@@ -100,7 +100,8 @@ class Link:
                     self.server.hangups.watch(self)
             else:
                 self.transport.resume_reading()
-                self.server.hangups.forget(self)
+                if not self.tls:
+                    self.server.hangups.forget(self)
 
     def hung_up(self) -> None:
         """Learn that the client has left while its connection wasn't read."""

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import socket
+from typing import Final
 
 WORKING = frozenset((1, 4, 5))
 """TCP's states (as in linux/tcp_states.h) while the other end is open: established, and both FIN-WAITs."""
@@ -17,11 +18,18 @@ LONGEST_SECONDS = 0.05
 """How often the kernel is asked: Ollama takes 6 to 16 ms to stop, or as long as its runner's batch takes."""
 
 
+ROOM: Final = bytearray(1 << 18)
+"""Where goes what nobody reads."""
+MOST_READS = 64
+"""More than any receive buffer holds, as what comes after the shutdown isn't kept."""
+
+
 class Parting:
     """A connection that was closed while the upstream was at work, kept only to see the other end close.
 
     It is shut down in both directions. To the upstream that is a closed socket and no half-closed one: it
-    reads the end, and whatever it still writes is answered by a reset.
+    reads the end, and whatever it still writes is answered by a reset. What it had written before is thrown
+    away: where a slow client had kept it waiting, it would wait on for room and notice nothing.
     """
 
     __slots__ = ("_sock",)
@@ -41,6 +49,7 @@ class Parting:
             return None
         try:
             kept.shutdown(socket.SHUT_RDWR)
+            _throw_away(kept)
         except OSError:  # reset by the upstream in this very moment
             kept.close()
             return None
@@ -68,3 +77,11 @@ class Parting:
             if self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
                 await asyncio.sleep(RESET_SECONDS)
         return True
+
+
+def _throw_away(sock: socket.socket) -> None:
+    """Empty a connection's receive buffer."""
+    with contextlib.suppress(OSError):  # nothing more, or reset
+        for _ in range(MOST_READS):
+            if not sock.recv_into(ROOM, 0, socket.MSG_DONTWAIT):
+                return
