@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from bench.figures import BARS, fallback
+from bench.figures import STREAMS as JUDGED_STREAMS
 from bench.provide import HERE, PROJECT
 
 RECORD = HERE / "record.json"
@@ -40,10 +41,14 @@ SCALE = {"bytes_per_stream": 1 / 1024, "rss_at_rest_bytes": 1e-6}
 def markdown(record: Row) -> str:
     """Return the tables of a record."""
     machine, setting, figures = record["machine"], record["setting"], record["figures"]
+    more = setting.get("more_rounds", 0)
+    judged = (
+        f" ({setting['rounds'] + more} of drover, nginx and go at {JUDGED_STREAMS:,} streams)" if more else ""
+    )
     parts = [
         f"{record['date']}, {machine['cores']} cores ({machine['cpu']}), Linux {machine['kernel']}, "
         f"load average {machine['load_before']:g} before the run. Medians of {setting['rounds']} round(s) of "
-        f"{setting['seconds']:g} s, least and greatest in brackets. "
+        f"{setting['seconds']:g} s{judged}, least and greatest in brackets. "
         + ", ".join(f"{name}: {version}" for name, version in record["versions"].items())
         + ".",
         _build(record["final"]),

@@ -23,6 +23,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 from bench import figures, measure, page
@@ -39,6 +40,9 @@ QUICK_NAMES = ("drover", figures.PURE, "nginx", "go", "vllm-router")
 STREAM_PEERS_QUICK = ("drover", "nginx", "go", "direct")
 ROUTERS = ("vllm-router", "smg")
 """They know OpenAI's paths and no others."""
+JUDGED, MORE_ROUNDS = ("drover", "nginx", "go", "direct"), 6
+"""Between whom the bars of a chunk are, and how often more these are measured in a whole run: a chunk's cost
+differs by a few per cent among them, and by half from round to round."""
 STALLED = ("drover", figures.PURE, "nginx", "go", "direct")
 FILES = 16_384
 """Open files that 5,000 streams take on both sides, and some."""
@@ -70,6 +74,7 @@ def arguments() -> argparse.Namespace:
     options.connections = _given(options.connections, [64] if quick else [1, 64, 1000])
     options.streams = _given(options.streams, [1000] if quick else [100, 1000, 5000])
     options.ndjson = _given(options.ndjson, [] if part else [figures.STREAMS])
+    options.more = 0 if part or options.rounds else MORE_ROUNDS
     options.rounds = options.rounds or (2 if quick else 3)
     options.seconds = options.seconds or (1.5 if quick else 2.0)
     return options
@@ -166,15 +171,14 @@ class Run:
         names = [*options.only, "direct"]
         if options.quick:
             names = [name for name in names if name in STREAM_PEERS_QUICK]
+        judged = [name for name in names if name in JUDGED]
         for count in options.streams:
             # One core can't keep up with the most: that is seen once, and its figures are no headline.
-            for _ in range(options.rounds if count <= figures.STREAMS else 1):
-                for name in names:
-                    self._cell(
-                        name,
-                        f"streams/{count}",
-                        partial(measure.streams, self.bench, count=count),
-                    )
+            turns = [names] * (options.rounds if count <= figures.STREAMS else 1)
+            if count == figures.STREAMS:
+                turns += [judged] * options.more
+            for name in chain.from_iterable(turns):
+                self._cell(name, f"streams/{count}", partial(measure.streams, self.bench, count=count))
 
     def ndjson(self) -> None:
         """Measure streams in Ollama's own dialect, where it is known."""
@@ -293,6 +297,7 @@ def _write(
             "instances": INSTANCES,
             "slots": SLOTS,
             "rounds": options.rounds,
+            "more_rounds": options.more,
             "seconds": options.seconds,
         },
         "versions": versions(tools, [name for name in options.only if name not in run.missing]),

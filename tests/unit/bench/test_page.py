@@ -11,7 +11,7 @@ from bench import figures, page
 RECORD = {
     "date": "2026-11-21",
     "machine": {"cpu": "a processor", "cores": 2, "kernel": "6.18", "load_before": 0.1},
-    "setting": {"rounds": 3, "seconds": 2.0},
+    "setting": {"rounds": 3, "more_rounds": 6, "seconds": 2.0},
     "versions": {"drover": "CPython 3.11.2", "nginx": "1.22.1"},
     "missing": {"smg": "no such package"},
     "figures": {
