@@ -205,6 +205,37 @@ def test_copy_and_show_name_their_models_elsewhere():
     assert read(SHOW, b'{"name":"a"}').model == "a:latest"
 
 
+COUNTLESS = [b'"k%d":1' % number for number in range(9000)]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"model":"m",%b}' % b",".join(COUNTLESS),
+        b'{"model":"m",%b}' % b",".join(COUNTLESS[:1] * 12_000),
+        b'{"model":"m","options":{%b}}' % b",".join(COUNTLESS),
+    ],
+)
+def test_countless_fields_are_refused(body):
+    """They take a hundred times as long to read as a picture of that size, and everybody waits meanwhile."""
+    with pytest.raises(BodyProblem) as caught:
+        read(CHAT, body)
+    assert (caught.value.status, caught.value.code) == (400, "invalid_body")
+
+
+def test_a_large_body_is_read_as_any_other():
+    """However many objects stand deeper in it."""
+    messages = [{"role": "user", "content": "hi"}] * 10_000
+    fields = {f"field{number}": number for number in range(500)}
+    body = {"model": "m", "messages": messages, **fields, "options": {"num_ctx": 1, "stop": ["x" * 70_000]}}
+    asked = read(CHAT, json.dumps(body, separators=(",", ":")).encode())
+    assert asked.name == "m"
+    assert json.loads(asked.render("m:latest")) == {**body, "options": {"stop": ["x" * 70_000]}}
+    del body["options"]
+    plain = json.dumps(body, separators=(",", ":")).encode()
+    assert read(CHAT, plain).render("m:latest") is plain
+
+
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-5, 5) | st.text(max_size=4),
     lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=4), inner, max_size=2),

@@ -107,6 +107,12 @@ def test_other_types_are_refused(kind):
     assert form.read(MODEL + END, b'Multipart/Form-Data; boundary="abc"').name == "whisper"
 
 
+def test_as_many_fields_as_a_form_may_have():
+    """The last of them is read like the first."""
+    body = part(b"x", b"y") * (form.PARTS - 1) + MODEL + END
+    assert len(fields(form.read(body, TYPE).render("w"))) == form.PARTS
+
+
 def test_a_transfer_encoding_does_not_go_on():
     """Ollama would decode it: then the model that runs would be another one than was checked."""
     coded = part(b"model", b"whisper", extra=b"\r\nContent-Transfer-Encoding: base64")

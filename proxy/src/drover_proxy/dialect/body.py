@@ -17,6 +17,7 @@ from typing import Final
 
 import msgspec
 
+from drover_proxy.dialect.many import read_large
 from drover_proxy.dialect.names import CloudName, NameProblem, canonical, is_local
 from drover_proxy.dialect.routes import Route
 
@@ -34,6 +35,9 @@ ZERO = (b"0", b'"0"', b'"0s"', b'"0m"', b'"0h"', b"-0", b"0.0", b'"0ms"')
 DECODE: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 DECODE_TEXT: Final = msgspec.json.Decoder(str).decode
 DECODE_FLAG: Final = msgspec.json.Decoder(bool).decode
+
+LARGE_BYTES: Final = 64 * 1024
+"""A shorter object can't have so many fields that reading them takes long."""
 
 KEPT_SHAPES, KEPT_NAMES, KEPT_NAMES_BYTES = 512, 64, 1024
 _plain: Final[dict[tuple[str, ...], int]] = {}
@@ -167,7 +171,7 @@ def read(route: Route, body: bytes) -> Asked:
 
 def _read_fields(body: bytes, route: Route) -> tuple[dict[str, msgspec.Raw], bool]:
     try:
-        fields = DECODE(body)
+        fields = DECODE(body) if len(body) <= LARGE_BYTES else read_large(body)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         if not body.strip():
             raise BodyProblem(400, "invalid_body", "missing request body") from error
@@ -278,7 +282,7 @@ def _make_native(asked: Asked, route: Route) -> None:
     if raw is None or _is_null(raw):
         return
     try:
-        options = DECODE(raw)
+        options = DECODE(raw) if len(raw) <= LARGE_BYTES else read_large(raw)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise BodyProblem(400, "invalid_body", "the field 'options' must be an object") from error
     kept = {key: value for key, value in options.items() if key.casefold() not in RUNNER_OPTIONS}

@@ -76,11 +76,11 @@ def read(body: bytes, content_type: bytes | None) -> Form:
     if kind is None:
         raise _bad("multipart/form-data with a plain boundary is expected")
     boundary = kind[2]
-    first, *pieces = (b"\r\n" + body).split(b"\r\n--" + boundary)
+    first, *pieces = (b"\r\n" + body).split(b"\r\n--" + boundary, PARTS + 2)
+    if len(pieces) > PARTS + 1:
+        raise _bad(f"a form of more than {PARTS} fields")
     if first or not pieces or pieces.pop() not in {b"--", b"--\r\n"}:
         raise _bad("the form doesn't begin and end with its boundary")
-    if len(pieces) > PARTS:
-        raise _bad(f"a form of more than {PARTS} fields")
     parts = [_part(piece) for piece in pieces]
     for name in ONCE:
         if sum(part.name.casefold() == name for part in parts) > 1:

@@ -12,6 +12,8 @@ from typing import Final
 HOST = re.compile(r"[A-Za-z0-9_.-]{1,350}(:\d{1,5})?")
 NAMESPACE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,79}")
 PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}")
+LONGEST = 1024
+"""More than the parts together may have."""
 DEFAULT_HOST = "registry.ollama.ai"
 DEFAULT_NAMESPACE = "library"
 LOCAL = ":local"
@@ -61,6 +63,8 @@ def is_local(name: str) -> bool:
 
 
 def _split(name: str) -> tuple[str, str, str, str]:
+    if len(name) > LONGEST:
+        raise NameProblem(f"{name[:80]!r}... is too long for a model name")
     # `:local` behind a name only says "not the cloud".
     text = name[: -len(LOCAL)] if is_local(name) else name
     head, _, last = text.rpartition("/")
