@@ -8,7 +8,7 @@ from typing import Any, Final
 import msgspec
 
 MOST_FIELDS: Final = 1024
-"""Each takes 0.5 us and 200 bytes to read, however short: 64 MiB of them would stall everybody for seconds."""
+"""Each takes 0.5 us and 200 bytes, however short: 64 MiB of them would stall everybody for seconds."""
 
 
 class Name(str):
