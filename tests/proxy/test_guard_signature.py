@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -93,6 +94,32 @@ def test_a_signature_is_not_good_for_ever(shared, signer):
         assert [status() for _ in range(3)] == [200, 200, 200]
         eventually(lambda: status() == 401, timeout=10, every=0.5)
     assert shared.lines("rejected")[-1]["why"] == "signature_replayed"
+
+
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL], ids=["told", "killed"])
+def test_a_signature_is_used_once_over_a_reboot(make_rig, end):
+    """Nothing is left of the process and of what a reboot empties: what was taken is refused all the same."""
+    rig, signer = make_rig().start(), Signer()
+    rig.write_keys(ann={"name": "ann", "ssh": signer.line})
+    eventually(lambda: rig.lines("keys_reloaded"))
+    stamp = int(time.time())
+
+    def ask(http, path):
+        headers = {"authorization": signer.authorization("GET", path, stamp)}
+        return http.get(f"{path}?ts={stamp}", headers=headers).status_code
+
+    with rig.http(None) as http:
+        assert ask(http, "/api/tags") == 200
+    if end is signal.SIGKILL:  # as when the power is cut
+        eventually(lambda: sum(file.stat().st_size for file in rig.folder.glob("signed-*")) > 0)
+    rig.signal(end)
+    rig.proxy.wait(10)
+    rig.start_proxy()
+    with rig.http(None) as http:
+        assert ask(http, "/api/tags") == 401
+        assert ask(http, "/api/ps") == 200
+    assert {line["why"] for line in rig.lines("rejected")} == {"signature_replayed"}
+    assert not rig.lines("signatures_not_kept")
 
 
 @pytest.mark.skipif(not REAL, reason="OLLAMA_BIN names no ollama: set it to the path of a real one")

@@ -7,14 +7,18 @@ import sys
 from collections import Counter
 
 import pytest
+from drover_proxy.guard.lasting import PREFIX, Lasting
 from drover_proxy.guard.replay import (
-    PREFIX,
     RECORD,
     REMEMBERED,
     REPEAT_SECONDS,
     SPAN_SECONDS,
     Replays,
 )
+from drover_proxy.guard.signature import Signatures, read_signed
+
+from tests.proxy.signer import Signer
+from tests.support import eventually_async
 
 STAMP = 1_767_225_600
 KEY, OTHER_KEY = b"k" * 32, b"o" * 32
@@ -29,6 +33,13 @@ class Process:
         self.errors: list[OSError] = []
         if folder is not None:
             self.replays.keep_in(folder, self.errors.append)
+
+    @classmethod
+    def on(cls, run, state) -> Process:
+        """Begin on a host."""
+        process = cls(run)
+        process.replays.outlive_reboots(Lasting(state, process.errors.append))
+        return process
 
     def fault(self, message=TAGS, client="10.0.0.1", *, key=KEY, now=1000.0, stamp=STAMP):
         """Judge a request."""
@@ -137,3 +148,126 @@ def test_without_its_folder_it_remembers_all_the_same(tmp_path, gone):
         folder.mkdir()
         assert process.fault(b"another") == ""
         assert Process(folder).fault(b"another", client="10.0.0.2") == "signature_replayed"
+
+
+@pytest.fixture
+def host(tmp_path):
+    """Return the folders of a host: one that a reboot empties, and one that it doesn't."""
+    folders = tmp_path / "run", tmp_path / "state"
+    for folder in folders:
+        folder.mkdir()
+    return folders
+
+
+def boot(run):
+    """Do what a reboot does."""
+    for file in run.iterdir():
+        file.unlink()
+
+
+async def test_a_reboot_is_outlived(host):
+    """What was taken before is refused, from the same address too: nobody can say how long ago it was."""
+    run, state = host
+    before = Process.on(run, state)
+    assert before.fault() == ""
+    await before.replays.finish()
+    boot(run)
+    after = Process.on(run, state)
+    assert after.fault() == "signature_replayed"
+    assert after.fault(client="10.0.0.2") == "signature_replayed"
+    assert after.fault(key=OTHER_KEY) == "", "somebody else's own request"
+    assert after.fault(b"GET,/api/ps?ts=1767225600") == ""
+    await after.replays.finish()
+    boot(run)
+    last = Process.on(run, state)
+    for message in (TAGS, b"GET,/api/ps?ts=1767225600"):
+        assert last.fault(message) == "signature_replayed"
+    assert [process.errors for process in (before, after, last)] == [[], [], []]
+
+
+async def test_a_restart_without_a_reboot_knows_when_it_was(host):
+    """The command's own repetition is still taken, though the disk has its first request, too."""
+    old = Process.on(*host)
+    assert old.fault() == ""
+    await old.replays.finish()
+    new = Process.on(*host)
+    assert new.fault(now=1000.0 + REPEAT_SECONDS) == ""
+    assert new.fault(client="10.0.0.2") == "signature_replayed"
+
+
+async def test_what_is_on_the_disk_is_gathered_and_goes_again(host):
+    """Digests only, for the owner only; without being told to, and not for longer than they are good for."""
+    run, state = host
+    process = Process.on(run, state)
+    for number in range(300):
+        assert process.fault(b"GET,/api/%d?ts=1767225600" % number) == ""
+    (kept,) = await eventually_async(lambda: list(state.iterdir()))
+    await eventually_async(lambda: kept.stat().st_size == 300 * RECORD.size)
+    assert kept.read_bytes() == next(run.iterdir()).read_bytes()
+    assert kept.stat().st_mode & 0o777 == 0o600
+    (state / "learned.json").touch()
+    for later in range(0, 600, SPAN_SECONDS):
+        process.fault(b"%d" % later, stamp=STAMP + later)
+        await process.replays.finish()
+    left = {file.name for file in state.iterdir()}
+    assert "learned.json" in left
+    assert len(left) <= 1 + 60 // SPAN_SECONDS + 2
+    boot(run)
+    assert Process.on(run, state).fault(b"570", stamp=STAMP + 570) == "signature_replayed"
+
+
+@pytest.mark.parametrize(
+    "left", [b"", b"x" * 31, bytes(4096), None], ids=["empty", "half", "zeros", "a folder"]
+)
+async def test_what_a_power_cut_left_is_no_harm(host, left):
+    """Whatever is in the files, what is whole counts, and the proxy starts."""
+    run, state = host
+    file = state / f"{PREFIX}{STAMP // SPAN_SECONDS}"
+    if left is None:
+        file.mkdir()
+        with pytest.raises(IsADirectoryError):
+            Process.on(run, state)
+        return
+    file.write_bytes(left)
+    process = Process.on(run, state)
+    assert process.fault() == ""
+    assert process.fault(client="10.0.0.2") == "signature_replayed"
+    await process.replays.finish()
+    assert process.errors == []
+    boot(run)
+    assert Process.on(run, state).fault() == "signature_replayed"
+
+
+async def test_a_disk_that_fails_stops_nobody(host):
+    """It is said once, and what is taken counts in the runtime folder as ever."""
+    run, state = host
+    process = Process.on(run, state)
+    state.rmdir()
+    for number in range(3):
+        assert process.fault(b"%d" % number) == ""
+        await process.replays.finish()
+    assert len(process.errors) == 1
+    assert Process(run).fault(b"1", client="10.0.0.2") == "signature_replayed"
+
+
+async def test_where_nothing_is_kept_the_boot_is_where_knowledge_begins(host):
+    """What could have been taken before it is refused, and from two windows of uptime on nothing is."""
+    run, state = host
+    state.rmdir()
+    with pytest.raises(OSError, match="can't be"):
+        Process.on(run, state)
+    signer, wall = Signer(), float(STAMP)
+    signatures = Signatures(60.0)
+    signatures.replays.blank = True
+
+    def fault(uptime, stamp):
+        target = b"/api/tags", b"ts=%d" % stamp
+        signed = read_signed(signer.authorization("GET", "/api/tags", stamp).encode())
+        return signatures.fault(signed, b"GET", target, "10.0.0.1", (wall, uptime))
+
+    boots = wall - 20.0  # who was taken just before it may have had a clock that was a minute ahead
+    assert fault(20.0, int(boots) + 60) == "signature_before_boot"
+    assert fault(20.0, int(boots) + 61 - 1) == "signature_before_boot"
+    assert fault(70.0, STAMP) == ""
+    assert fault(119.0, STAMP - 59) == "signature_before_boot"
+    assert fault(120.5, STAMP - 60) == ""

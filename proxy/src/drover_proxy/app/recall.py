@@ -20,6 +20,12 @@ FILE = "learned.json"
 FORMAT = 1
 
 
+def state_folder(environment: Mapping[str, str] = os.environ) -> Path | None:
+    """Return the folder that outlives the process and the boot, if systemd made one."""
+    named = environment.get("STATE_DIRECTORY", "").partition(":")[0]
+    return Path(named) if named else None
+
+
 class _Kept(msgspec.Struct):
     format: int
     learned: Learned
@@ -29,8 +35,8 @@ class Recall:
     """Reads the file at the start, and writes it after loads, off the event loop."""
 
     def __init__(self, log: Log, environment: Mapping[str, str] = os.environ) -> None:
-        folder = environment.get("STATE_DIRECTORY", "").partition(":")[0]
-        self.path = Path(folder, FILE) if folder else None
+        folder = state_folder(environment)
+        self.path = folder / FILE if folder else None
         self._log = log
         self._waiting: Learned | None = None
         self._writing: asyncio.Task[None] | None = None

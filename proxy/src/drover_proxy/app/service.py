@@ -23,7 +23,7 @@ from drover_proxy.app.handover import Handover
 from drover_proxy.app.instance import Instance
 from drover_proxy.app.memory import Memory
 from drover_proxy.app.parts import Parts
-from drover_proxy.app.recall import Recall
+from drover_proxy.app.recall import Recall, state_folder
 from drover_proxy.app.reloading import Reloader
 from drover_proxy.app.runtime import Runtime
 from drover_proxy.app.siblings import folder
@@ -36,6 +36,7 @@ from drover_proxy.drivers.notify import Notifier, watchdog_seconds
 from drover_proxy.drivers.ollama import OllamaClient
 from drover_proxy.drivers.sockets import BindError, bind, handed_over
 from drover_proxy.guard.door import Door
+from drover_proxy.guard.lasting import Lasting
 from drover_proxy.guard.watch import KeysFile
 from drover_proxy.wire import Limits, Server
 
@@ -86,11 +87,28 @@ class Service:
         self._reloader = Reloader(path, self._parts, self._public, keys)
         if (shared := folder()) is not None:
             door.signatures.replays.keep_in(shared, self._replays_unkept)
+        self._outlive_reboots()
         self._handover = Handover(self._log, runtime, self._public, self._admin)
         self._chores: list[asyncio.Task[None]] = []
 
     def _replays_unkept(self, error: OSError) -> None:
         message = "a restart forgets which signed requests came already, and could take one a second time"
+        self._log.error("signatures_not_kept", message=message, error=str(error))
+
+    def _outlive_reboots(self) -> None:
+        """Find out which signed requests came before a reboot, and keep those that come now."""
+        replays = self._parts.door.signatures.replays
+        state = state_folder()
+        replays.blank = state is None
+        if state is not None:
+            try:
+                replays.outlive_reboots(Lasting(state, self._replays_unlasting))
+            except OSError as error:
+                replays.blank = True
+                self._replays_unlasting(error)
+
+    def _replays_unlasting(self, error: OSError) -> None:
+        message = "a reboot forgets which signed requests came already, and could take one a second time"
         self._log.error("signatures_not_kept", message=message, error=str(error))
 
     def _handshake_failed(self, client: str, error: ssl.SSLError) -> None:
@@ -258,6 +276,7 @@ class Service:
         parts.memory.stop()
         parts.rejections.sum_up()
         await self._recall.finish()
+        await parts.door.signatures.replays.finish()
         self._notifier.close()
 
 

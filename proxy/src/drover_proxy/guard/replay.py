@@ -1,5 +1,7 @@
 """Remembers signed requests as long as they could come again, also when the proxy is restarted meanwhile.
 
+A reboot of the host is outlived by what lasting.py keeps.
+
 What is kept of each is a record of 32 bytes, digests and a time, in a file for each half minute of the
 clients' own stamps. The same request is always in the same file, so that nothing has to be moved at any
 boundary, and a file is deleted as a whole when its half minute is too long ago.
@@ -11,6 +13,8 @@ first, without a lock. A page of the file holds whole records, so that a full di
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
 import struct
 from collections import Counter
@@ -19,16 +23,19 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple
 
+from drover_proxy.guard.lasting import PREFIX, Lasting, numbered
+
 REPEAT_SECONDS = 3.0
 """The second that the command's stamp lasts, and two for the way here."""
 REMEMBERED = 4096
 """Signed requests remembered for each key: 27 different paths in every second of two windows and a half."""
 SPAN_SECONDS = 30
 """Stamps of one file."""
-PREFIX = "signed-"
 RECORD = struct.Struct("<12s4s8sd")
 """What was signed, with whose key, from where: digests; and when it came, on the host's monotonic clock."""
 READ_BYTES = 1 << 16
+LONG_AGO = -math.inf
+"""When a request came that was taken before a reboot: the clock of records has begun anew."""
 
 
 class Seen(NamedTuple):
@@ -52,6 +59,14 @@ class Span:
             self.seen[message] = Seen(at, client)
             self.by_signer[signer] += 1
 
+    def read_from(self, path: Path) -> None:
+        """Take what has been appended to a file since it was last read."""
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            self.read(file)
+        finally:
+            os.close(file)
+
     def read(self, file: int) -> None:
         """Take what has been appended since it was last read."""
         while piece := os.pread(file, READ_BYTES, self._read_bytes):
@@ -71,6 +86,9 @@ class Replays:
         self._failed: Callable[[OSError], None] = lambda _error: None
         self._mute = False
         self._spans: dict[int, Span] = {}
+        self._lasting: Lasting | None = None
+        self.blank = False
+        """Whether what was taken before the host was booted is unknown here."""
 
     def __len__(self) -> int:
         """Return how many are remembered here."""
@@ -84,6 +102,27 @@ class Replays:
             failed: Told once when that can't be done. They are remembered in this process all the same.
         """
         self._folder, self._failed = folder, failed
+
+    def outlive_reboots(self, lasting: Lasting) -> None:
+        """Begin with what was taken before a reboot, and have kept what is taken from now on.
+
+        To be called after `keep_in`: what is there as well came in this boot, and it is known when. OSError
+        where nothing can be known or kept.
+        """
+        for number, records in lasting.read().items():
+            span = self._spans[number] = Span()
+            if self._folder is not None:
+                with contextlib.suppress(OSError):  # not there; else the next use of it tells
+                    span.read_from(self._folder / f"{PREFIX}{number}")
+            whole = len(records) - len(records) % RECORD.size
+            for what, whose, client, _ in RECORD.iter_unpack(records[:whole]):
+                span.take(what, whose, client, LONG_AGO)
+        self._lasting = lasting
+
+    async def finish(self) -> None:
+        """Have everything on the disk that is to outlive a reboot."""
+        if self._lasting is not None:
+            await self._lasting.finish()
 
     def fault(
         self, signer: bytes, message: bytes, stamp: int, client: str, *, now: float, oldest: float
@@ -110,6 +149,8 @@ class Replays:
         if what not in span.seen and self._count(whose) >= REMEMBERED:
             return "signature_too_many"
         record = (what, whose, mine.client, now)
+        if self._lasting is not None and what not in span.seen:
+            self._lasting.add(number, RECORD.pack(*record))
         if self._folder is not None:
             try:
                 _append(self._folder / f"{PREFIX}{number}", span, record)
@@ -127,12 +168,13 @@ class Replays:
         """Let go of what is too long ago, here and in the folder."""
         for number in [number for number in self._spans if number < past]:
             del self._spans[number]
+        if self._lasting is not None:
+            self._lasting.forget(past)
         if self._folder is None:
             return
         try:
-            for file in self._folder.glob(f"{PREFIX}*"):
-                ending = file.name.removeprefix(PREFIX)
-                if ending.isdigit() and int(ending) < past:
+            for number, file in numbered(self._folder).items():
+                if number < past:
                     file.unlink(missing_ok=True)  # another process may have been faster
         except OSError as error:
             self._complain(error)

@@ -99,5 +99,7 @@ class Signatures:
         message = b"%b,%b?%b" % (method, path, query)
         if not verifies(signed.signer, message, signed.signature):
             return "signature_wrong"
+        if self.replays.blank and stamp <= wall - now + self.window_seconds:
+            return "signature_before_boot"  # it may have been taken then: `now` began with the boot
         oldest = wall - self.window_seconds
         return self.replays.fault(signed.signer, message, stamp, client, now=now, oldest=oldest)
