@@ -148,6 +148,13 @@ def test_what_an_error_quotes_is_not_told(said: str, told: str):
     assert fed(Shape.DONE, json.dumps({"error": said}).encode() + b"\n").error() == told
 
 
+def test_an_error_can_not_speak_to_a_terminal():
+    """JSON escapes a half of what a terminal obeys; the log is read on one."""
+    said = "no\x9b31m such \x1b[2J\x7f\u202e model"
+    told = fed(Shape.DONE, json.dumps({"error": said}, ensure_ascii=False).encode() + b"\n").error()
+    assert told == "no?31m such ?"
+
+
 def test_an_error_in_bytes_that_are_no_text_is_still_an_error():
     """It is named as well as can be."""
     assert fed(Shape.DONE, b'{"error":"\xc4"}\n').error() is not None

@@ -12,6 +12,8 @@ from drover_proxy.wire import BodyPlan, Limits, UpstreamFault
 from drover_proxy.wire.body import Intake
 from drover_proxy.wire.limits import ANSWER_HEAD_BYTES, CHUNK_BYTES, FREE_CHUNKS
 
+from tests.fuzz.fakes import on_turns
+from tests.fuzz.target_answers import OPEN, relay
 from tests.unit.wire.memory import ours
 from tests.unit.wire.rig import FAST, PATIENCE, World, get
 
@@ -46,6 +48,21 @@ def test_a_dripped_head_is_looked_at_once():
         raw = b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"y" * size
         began = time.process_time()
         assert ours([raw[i : i + 1] for i in range(len(raw))])[1].written == b""
+        return time.process_time() - began
+
+    assert seconds(32_000) < 8 * min(seconds(8_000) for _ in range(3))
+
+
+def test_a_dripped_head_of_an_answer_is_looked_at_once():
+    """The same holds for an upstream's."""
+
+    @on_turns
+    def drip(raw: bytes) -> None:
+        relay(raw, b"GET", None, OPEN, 255)
+
+    def seconds(size: int) -> float:
+        began = time.process_time()
+        drip(b"HTTP/1.1 200 OK\r\nX: " + b"y" * size)
         return time.process_time() - began
 
     assert seconds(32_000) < 8 * min(seconds(8_000) for _ in range(3))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from drover_proxy.wire import Kind
+from drover_proxy.wire.limits import INTERIM_ANSWERS
+
 from tests.support import eventually_async
-from tests.unit.wire.rig import World, answer
+from tests.unit.wire.rig import World, answer, get
 
 
 async def test_stale_connection_after_an_interim_answer_is_not_retried(world: World):
@@ -25,3 +28,21 @@ async def test_http10_knows_none_of_them(world: World):
     upstream = await world.origin.request(end=b"{}")
     upstream.send(b"HTTP/1.1 103 Early Hints\r\n\r\n" + answer())
     assert (await client.until_closed()).startswith(b"HTTP/1.1 200 OK\r\n")
+
+
+async def test_as_many_as_may_come_at_once(world: World):
+    """They all go on, and so does the answer."""
+    client = await world.client(get())
+    upstream = await world.origin.request()
+    upstream.send(b"HTTP/1.1 102 Processing\r\n\r\n" * INTERIM_ANSWERS + answer())
+    assert (await client.until(b"ok")).count(b" 102 ") == INTERIM_ANSWERS
+    assert (await world.outcome()).kind is Kind.COMPLETE
+
+
+async def test_a_flood_of_them(world: World):
+    """It is no answer: one read can bring ten thousand, and each costs more than the one before."""
+    client = await world.client(get())
+    upstream = await world.origin.request()
+    upstream.send(b"HTTP/1.1 100 Continue\r\n\r\n" * (INTERIM_ANSWERS + 1) + answer())
+    assert (await client.until(b"upstream_bad_answer")).startswith(b"HTTP/1.1 502 ")
+    await upstream.until_closed()

@@ -166,6 +166,17 @@ async def test_an_answer_before_lends_a_request_no_time_limit():
         await client.until(b"ok")
 
 
+async def test_the_clock_of_all_goes_on():
+    """What goes wrong as one connection's time is looked at costs nobody else theirs."""
+    async with World(Limits(idle_timeout=0.1, head_timeout=0.1, **FAST)) as world:
+        world.server.connections.add(None)  # type: ignore[arg-type] # whatever may raise
+        await eventually_async(lambda: bool(world.problems))
+        world.server.connections.discard(None)  # type: ignore[arg-type]
+        client = await world.client()
+        await client.until_closed()
+        world.problems.clear()
+
+
 async def test_too_many_connections():
     """Beyond the cap a client is told so and closed; a place that becomes free is free."""
     async with World(Limits(max_connections=2, **FAST)) as world:

@@ -137,4 +137,6 @@ def _native_error(record: bytes) -> str:
         message = str(msgspec.json.decode(record)["error"])
     except (msgspec.DecodeError, UnicodeDecodeError, KeyError, TypeError, RecursionError):
         return "an error that is too long to be shown"
-    return QUOTED.split(message, maxsplit=1)[0].strip()[:200] or "an error"
+    told = QUOTED.split(message, maxsplit=1)[0].strip()[:200]
+    # JSON writes 0x80 to 0x9f and such as they are, and a terminal may obey them.
+    return "".join([char if char.isprintable() else "?" for char in told]) or "an error"

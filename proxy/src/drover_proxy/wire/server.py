@@ -301,6 +301,9 @@ class Server:
 
     def _sweep(self) -> None:
         """Look at every deadline, once per interval."""
+        # First of all: the clock of all must not stop for what goes wrong with one.
+        loop = asyncio.get_running_loop()
+        self._sweeper = loop.call_later(self.limits.sweep_seconds, self._sweep)
         self.now = now = self.clock()
         for connection in list(self.connections):
             connection.sweep(now)
@@ -309,8 +312,6 @@ class Server:
             if not pool.connected:  # it comes back with its next request; one whose upstream is gone doesn't
                 self._pools.discard(pool)
                 pool.watched = False
-        loop = asyncio.get_running_loop()
-        self._sweeper = loop.call_later(self.limits.sweep_seconds, self._sweep)
 
 
 def _count(counts: dict[str, int], network: str, change: int) -> int:

@@ -11,7 +11,7 @@ from drover_proxy.wire.answerhead import AnswerHead, BadAnswer, Framing
 from drover_proxy.wire.chunks import step_over
 from drover_proxy.wire.contract import UpstreamFault, Watch
 from drover_proxy.wire.fields import find_fault
-from drover_proxy.wire.limits import ANSWER_HEAD_BYTES, WRITE_HIGH_BYTES
+from drover_proxy.wire.limits import ANSWER_HEAD_BYTES, INTERIM_ANSWERS, WRITE_HIGH_BYTES
 
 if TYPE_CHECKING:
     from drover_proxy.wire.pool import Pool
@@ -197,21 +197,24 @@ class UpstreamConnection:
 
     def _head(self, relay: Relay, data: bytes) -> None:
         """Take the head of the answer, and whatever came with it."""
+        known = len(self._buffer)  # was looked at before: each byte is, once, however it drips
         self._buffer = b""
         try:
             heads = self.pool.heads
+            interims = 0
             while True:
                 head = heads.again(data)
                 if head is None:
-                    end = data.find(b"\r\n\r\n") + 4
+                    end = data.find(b"\r\n\r\n", known - 3 if known > 3 else 0) + 4
                     if end == 3:
-                        self._partial_head(data)
+                        self._partial_head(data, known)
                         return
                     head = heads.read(data[:end])
                 if head.status >= 200:
                     break
-                relay.interim(head.status, head.relayed + b"\r\n")
-                data = data[head.size :]
+                interims += 1
+                self._interim(relay, head, interims)
+                data, known = data[head.size :], 0
             rest = self._begin_body(head, data)
         except (BadAnswer, httptools.HttpParserError) as error:
             self.close()
@@ -220,11 +223,17 @@ class UpstreamConnection:
         relay.answer(self, head, rest)
         self.line_end = rest.endswith(b"\r\n") or not rest
 
-    def _partial_head(self, data: bytes) -> None:
+    def _interim(self, relay: Relay, head: AnswerHead, number: int) -> None:
+        """Pass a 1xx on, unless it is one of a flood."""
+        if number > INTERIM_ANSWERS:
+            raise BadAnswer(f"more than {INTERIM_ANSWERS} answers of 1xx at once")
+        relay.interim(head.status, head.relayed + b"\r\n")
+
+    def _partial_head(self, data: bytes, known: int) -> None:
         """Keep the beginning of a head, unless it can't become one."""
         if len(data) > ANSWER_HEAD_BYTES:
             raise BadAnswer(f"a head of more than {ANSWER_HEAD_BYTES} bytes")
-        if fault := find_fault(data):
+        if fault := find_fault(data, known):
             raise BadAnswer(fault)
         self._buffer = data
 
