@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import signal
@@ -21,6 +22,7 @@ from drover_proxy.guard.keys import hash_of
 from lab.gpu.state import Gpu, GpuState
 from lab.ollama.seed import seed
 from lab.standin.install import lay_out
+from tests.contract.harness import kind_of_environment
 from tests.support import eventually, free_port
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -30,6 +32,16 @@ GIB = 1 << 30
 SMALL, MIDDLE, OTHER, EMBED = "llama3.2:3b", "llama3.1:8b", "qwen2.5:7b", "nomic-embed-text:latest"
 KEYS = {"use": "drv_test-use-key", "admin": "drv_test-admin-key", "some": "drv_test-some-key"}
 FAST = {"disk_bytes_per_second": 2e10, "tokens_per_second": 400.0, "answer_tokens": 12}
+
+
+@functools.cache
+def real_ollama() -> str:
+    """Return the real Ollama that OLLAMA_BIN names, if it can be an instance.
+
+    Before 0.30 it runs models with an engine of its own, and the catalogue's are invented.
+    """
+    kind = kind_of_environment()
+    return kind.binary if "catalogue" in kind.capabilities else ""
 
 
 @dataclass
@@ -113,13 +125,12 @@ class Rig:
         }
 
     def ollama_program(self) -> list[str]:
-        """Return how Ollama is called: simulated, or the real one of OLLAMA_BIN over the stand-in runner."""
-        binary = os.environ.get("OLLAMA_BIN")
-        if not binary:
+        """Return how Ollama is called: simulated, or a real one over the stand-in runner."""
+        if not real_ollama():
             return [sys.executable, "-m", "lab.ollama"]
         prefix = self.folder / "prefix"
         if not prefix.exists():
-            lay_out(prefix, Path(binary))
+            lay_out(prefix, Path(real_ollama()))
         return [str(prefix / "bin" / "ollama")]
 
     def start_instance(self, index: int) -> subprocess.Popen[bytes]:

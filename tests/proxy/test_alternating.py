@@ -16,13 +16,13 @@ import time
 import httpx
 import pytest
 
-from tests.proxy.rig import EMBED, GIB, KEYS, MIDDLE, OTHER, SMALL
+from tests.proxy.rig import EMBED, GIB, KEYS, MIDDLE, OTHER, SMALL, real_ollama
 from tests.support import eventually, free_port
 
 TINY, GEMMA, LARGE, MISTRAL = "qwen2.5:0.5b", "gemma3:4b", "phi4:14b", "mistral:7b"
 WIDE = "qwen2.5:32b"
 GENERATING = (TINY, SMALL, GEMMA, MISTRAL, OTHER, MIDDLE, LARGE)
-LOADS = int(os.environ.get("ALTERNATING_LOADS", "60" if "OLLAMA_BIN" in os.environ else "120"))
+LOADS = int(os.environ.get("ALTERNATING_LOADS", "60" if real_ollama() else "120"))
 CLIENTS = 6
 QUEUE = {"queue": {"starve_seconds": 5}}
 QUICK = {"load_seconds_min": 0.05, "disk_bytes_per_second": 1e11, "answer_tokens": 4}

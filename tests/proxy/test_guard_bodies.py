@@ -1,11 +1,10 @@
 """Bodies that try to have one model checked and another one run, at the door and at Ollama itself.
 
-With OLLAMA_BIN the instance is a real one, and shows that tests/gojson.py reads as it does.
+Where OLLAMA_BIN names one of 0.30 or later, the instance is that, and shows that tests/gojson.py reads alike.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 import httpx
@@ -13,9 +12,8 @@ import pytest
 from drover_proxy.dialect.names import canonical
 
 from tests.gojson import fields_of
-from tests.proxy.rig import GIB, MIDDLE, SMALL, Rig
+from tests.proxy.rig import GIB, MIDDLE, SMALL, Rig, real_ollama
 
-REAL = os.environ.get("OLLAMA_BIN")
 ALLOWED, OTHER = f'"{SMALL}"', f'"{MIDDLE}"'
 REST = '"prompt":"Hello","stream":false'
 TRICKS = {
@@ -102,7 +100,7 @@ def test_a_key_runs_only_its_models(roomy, path, trick):
     assert anyone.status_code < 500
 
 
-@pytest.mark.skipif(not REAL, reason="OLLAMA_BIN names no ollama: set it to the path of a real one")
+@pytest.mark.skipif(not real_ollama(), reason="OLLAMA_BIN names no ollama of 0.30 or later")
 @pytest.mark.parametrize("path", ["/api/generate", "/v1/completions"])
 @pytest.mark.parametrize("trick", TRICKS)
 def test_ollama_reads_bodies_as_we_think(roomy, path, trick):

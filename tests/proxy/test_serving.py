@@ -16,7 +16,7 @@ import openai
 import pytest
 
 from tests.contract.tiny import tiny_gguf
-from tests.proxy.rig import EMBED, GIB, MIDDLE, OTHER, SMALL
+from tests.proxy.rig import EMBED, GIB, MIDDLE, OTHER, SMALL, real_ollama
 from tests.support import eventually
 
 HELLO = [{"role": "user", "content": "Say hello."}]
@@ -48,7 +48,7 @@ def test_the_least_recently_used_leaves(make_rig):
     assert not rig.lines("runner_vanished")
 
 
-@pytest.mark.skipif("OLLAMA_BIN" in os.environ, reason="the stand-in runner's memory is back at once")
+@pytest.mark.skipif(bool(real_ollama()), reason="the stand-in runner's memory is back at once")
 def test_late_memory_is_waited_for(make_rig):
     """A load begins only when NVML shows the memory as free, so nothing runs on the CPU in silence."""
     rig = make_rig(knobs={"habits": {"late_memory_seconds": 1.5}}).start()
@@ -134,7 +134,7 @@ def test_a_model_that_never_fits_is_refused_clearly(make_rig):
     assert rig.loaded() == set()
 
 
-@pytest.mark.skipif("OLLAMA_BIN" in os.environ, reason="the stand-in runner knows no model by its name")
+@pytest.mark.skipif(bool(real_ollama()), reason="the stand-in runner knows no model by its name")
 def test_a_failed_load_is_told_to_who_waited(make_rig):
     """When a runner dies while loading, the client hears Ollama's own words."""
     rig = make_rig(knobs={"models": {SMALL: {"load_error": "unknown model architecture: 'madeup'"}}}).start()
