@@ -34,6 +34,10 @@ KEYS = {"use": "drv_test-use-key", "admin": "drv_test-admin-key", "some": "drv_t
 FAST = {"disk_bytes_per_second": 2e10, "tokens_per_second": 400.0, "answer_tokens": 12}
 
 
+START_SECONDS = 50.0
+"""One that ends is noticed at once; among twenty busy processes a start takes 20 s. A test has longer."""
+
+
 @functools.cache
 def real_ollama() -> str:
     """Return the real Ollama that OLLAMA_BIN names, if it can be an instance.
@@ -164,7 +168,9 @@ class Rig:
             )
         self.processes.append(self.proxy)
         if wait:
-            eventually(self.is_ready, timeout=20, ignore=(httpx.HTTPError,), what="the proxy is ready")
+            eventually(
+                self.is_ready, timeout=START_SECONDS, ignore=(httpx.HTTPError,), what="the proxy is ready"
+            )
         return self.proxy
 
     def is_ready(self) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 
-from tests.proxy.rig import KEYS, Rig
+from tests.proxy.rig import KEYS, START_SECONDS, Rig
 from tests.proxy.scripted import Asked, ScriptedOllama
 from tests.support import eventually_async
 from tests.unit.wire.rig import Peer
@@ -137,7 +137,7 @@ async def stage(
     rig.write_config()
     try:
         await asyncio.to_thread(rig.start_proxy, wait=False)
-        await eventually_async(lambda: asyncio.to_thread(_is_ready, rig), timeout=30)
+        await eventually_async(lambda: asyncio.to_thread(_is_ready, rig), timeout=START_SECONDS)
         made = Stage(rig, ollamas)
         try:
             yield made

@@ -12,6 +12,7 @@ import os
 import random
 import re
 import time
+from typing import NamedTuple
 
 import httpx
 import pytest
@@ -26,8 +27,8 @@ LOADS = int(os.environ.get("ALTERNATING_LOADS", "60" if real_ollama() else "120"
 CLIENTS = 6
 QUEUE = {"queue": {"starve_seconds": 5}}
 QUICK = {"load_seconds_min": 0.05, "disk_bytes_per_second": 1e11, "answer_tokens": 4}
-PATIENCE_SECONDS = 60.0
-"""Nobody waits longer than this: each load takes a second or two, and there are two GPUs."""
+PATIENCE_LOADS = 40
+"""Nobody waits while so many loads are made: on a busy machine each takes longer, and so does a wait."""
 FORBIDDEN = (
     *("runner_vanished", "load_spilled", "runner_spilled", "load_failed", "unload_failed", "memory_late"),
     "core_error",
@@ -35,7 +36,14 @@ FORBIDDEN = (
 EVICTED = re.compile(r"predicted to exceed|max runners achieved|evicting all other|evict_all=true")
 
 
-async def ask(client, dice, models, waits):
+class Wait(NamedTuple):
+    """How long a client waited for its answer."""
+
+    loads: int
+    seconds: float
+
+
+async def ask(client, dice, models):
     """Send one request to some model, most often to one of two that are in favour just now."""
     now = int(time.monotonic() / 5)
     favoured = [models[now % len(models)], models[(3 * now + 1) % len(models)]]
@@ -43,9 +51,7 @@ async def ask(client, dice, models, waits):
     body = (
         {"model": model, "input": "a"} if model == EMBED else {"model": model, "prompt": "a", "stream": False}
     )
-    began = time.monotonic()
     answer = await client.post("/api/embed" if model == EMBED else "/api/generate", json=body)
-    waits.append(time.monotonic() - began)
     return answer.status_code
 
 
@@ -59,8 +65,13 @@ async def alternate(rig, models, loads):
         async with httpx.AsyncClient(
             base_url=rig.url, headers=headers, timeout=120, trust_env=False
         ) as client:
-            while len(rig.lines("load_finished")) < loads and ended.keys() <= {200}:
-                ended[await ask(client, dice, models, waits)] += 1
+            made = len(rig.lines("load_finished"))
+            while made < loads and ended.keys() <= {200}:
+                before, began = made, time.monotonic()
+                ended[await ask(client, dice, models)] += 1
+                seconds = time.monotonic() - began
+                made = len(rig.lines("load_finished"))
+                waits.append(Wait(made - before, seconds))
 
     await asyncio.gather(*(behave(number) for number in range(CLIENTS)))
     return ended, waits
@@ -71,18 +82,19 @@ def judge(rig, ended, waits, *, beside_at_least):
     loads, unloads = rig.lines("load_finished"), rig.lines("unload_started")
     logs = "".join(path.read_text(errors="replace") for path in rig.folder.glob("ollama*.log"))
     beside = logs.count("fits alongside existing models")
+    longest, patience = max(wait.seconds for wait in waits), max(wait.loads for wait in waits)
     print(
         f"{len(loads)} loads, {beside} of them beside others, {len(unloads)} unloads, longest wait "
-        f"{max(waits):.1f} s, {len(waits)} requests"
+        f"{longest:.1f} s and {patience} loads, {len(waits)} requests"
     )
     assert ended.keys() == {200}, ended
     assert {event: rig.lines(event)[:3] for event in FORBIDDEN if rig.lines(event)} == {}
-    assert max(waits) < PATIENCE_SECONDS
+    assert patience < PATIENCE_LOADS
     assert not EVICTED.search(logs), EVICTED.search(logs)
     assert beside >= beside_at_least
     assert all(load["size_bytes"] == load["size_vram_bytes"] for load in loads)
     assert len(unloads) > len(loads) / 2
-    eventually(rig.idle, timeout=20)
+    eventually(rig.idle, timeout=60)
     assert rig.admin("/drover/v1/state").json()["contradictions"] == ""
 
 
