@@ -131,7 +131,7 @@ def configure(ctx: Context) -> None:
     if values["proxy_open"]:
         operations.absent(name="Have no keys", path=KEYS)
     else:
-        # The proxy reads it itself and follows its changes: nothing is restarted for a key.
+        # The proxy reads it itself and follows its changes; the reload says whether it could.
         operations.secret_file(
             name="Place the keys", dest=KEYS, content=ctx.render("keys.yaml.j2"), mode="0640", group=USER
         )
@@ -199,9 +199,13 @@ def config(ctx: Context) -> Commands:
 
 
 def activate(ctx: Context) -> None:
-    """Point to the release, restart what runs from something else, and have the models warmed."""
+    """Point to the release, reload or restart what runs from something else, and have the models warmed."""
     serving.link(name="Point to the release", path=f"{RELEASES}/current", target=ctx.notes["release"])
-    serving.running(name="Open the door", names=[SOCKET, SERVICE])
+    serving.running(
+        name="Open the door",
+        names=[SOCKET, SERVICE],
+        reload=f"{RELEASES}/current/bin/drover-proxy reload --config {CONFIG}",
+    )
     serving.running(name="Warm up", names=[WARMUP], wait=False)
     operations.guarded(
         name="Warm up again for instances that were restarted",

@@ -105,6 +105,7 @@ def cli() -> str:
         ["drover-proxy"],
         ["drover-proxy", "serve"],
         ["drover-proxy", "check"],
+        ["drover-proxy", "reload"],
         ["drover-proxy", "keys"],
     )
     for command in commands:

@@ -23,6 +23,8 @@ STATES = (
     'systemctl show "$unit" -p ActiveState,SubState,NeedDaemonReload,UnitFileState; '
     'echo "Current=$({fingerprint} "$unit")"; echo "Started=$(cat "/run/drover/started/$unit")"; done'
 )
+# $0 is the unit.
+RESTART = 'systemctl {block}restart -- "$0" || {{ systemctl status --no-pager -n 20 -- "$0" >&2; exit 1; }}'
 ACCOUNT = (
     'set -eu; PATH="$PATH:/usr/sbin:/sbin"; getent group "$0" >/dev/null || groupadd --system "$0"; '
     'id -u "$0" >/dev/null 2>&1 || useradd --system --gid "$0" --home-dir "$1" --no-create-home '
@@ -52,10 +54,11 @@ class Unit:
 
     active: str
     sub: str
-    needs_reload: bool
+    definition_changed: bool
     enabled: bool
-    current: str
-    started: str
+    current: list[str]
+    """Digests: of what takes a restart, and of what takes a reload where there is such a thing."""
+    started: list[str]
 
     @property
     def runs(self) -> bool:
@@ -65,7 +68,12 @@ class Unit:
     @property
     def is_stale(self) -> bool:
         """Say whether it was started from something else than what lies there now."""
-        return self.current != self.started
+        return self.current[:1] != self.started[:1]
+
+    @property
+    def needs_files_read(self) -> bool:
+        """Say whether only such files differ as can be read again by what runs."""
+        return not self.is_stale and self.current != self.started
 
 
 def units(names: list[str]) -> dict[str, Unit]:
@@ -78,16 +86,16 @@ def units(names: list[str]) -> dict[str, Unit]:
         found[name] = Unit(
             active=shown.get("ActiveState", ""),
             sub=shown.get("SubState", ""),
-            needs_reload=shown.get("NeedDaemonReload") == "yes",
+            definition_changed=shown.get("NeedDaemonReload") == "yes",
             enabled=shown.get("UnitFileState", "").startswith("enabled"),
-            current=shown.get("Current", ""),
-            started=shown.get("Started", ""),
+            current=shown.get("Current", "").split(),
+            started=shown.get("Started", "").split(),
         )
     return found
 
 
 @operation()
-def running(names: list[str], one_by_one: str = "", wait: bool = True) -> Commands:
+def running(names: list[str], one_by_one: str = "", wait: bool = True, reload: str = "") -> Commands:
     """Have units enabled and running from what lies there now; restart only those that run from other things.
 
     Whether a unit is stale is read off the unit itself, so the next run makes good one that was stopped
@@ -96,13 +104,15 @@ def running(names: list[str], one_by_one: str = "", wait: bool = True) -> Comman
     + names: the units, in the order in which to start them
     + one_by_one: a command to wait by after each restart, while the others serve; "{unit}" stands for it
     + wait: wait until they are up
+    + reload: has the unit that names files for it read them again; exit code 3 when that takes a restart
     """
     found = units(names)
     stale = [name for name in names if found[name].runs and found[name].is_stale]
+    unread = [name for name in names if found[name].runs and found[name].needs_files_read]
     down = [name for name in names if not found[name].runs]
     disabled = [name for name in names if not found[name].enabled]
     block = "" if wait else "--no-block "
-    if not (stale or down or disabled or any(unit.needs_reload for unit in found.values())):
+    if not (stale or unread or down or disabled or any(unit.definition_changed for unit in found.values())):
         host.noop("running from what lies there")
         return
     yield operations.script("systemctl daemon-reload")
@@ -116,12 +126,14 @@ def running(names: list[str], one_by_one: str = "", wait: bool = True) -> Comman
             '{ systemctl status --no-pager -n 20 -- "$0" "$@" >&2; exit 1; }',
             *down,
         )
+    restart = RESTART.format(block=block)
     for name in stale:
         wait_for = one_by_one.replace("{unit}", shlex.quote(name))
+        yield operations.script(f"{restart}; {wait_for or ':'}", name)
+    for name in unread:
+        # What refuses its files runs on as it was, and isn't restarted into them.
         yield operations.script(
-            f'systemctl {block}restart -- "$0" || '
-            f'{{ systemctl status --no-pager -n 20 -- "$0" >&2; exit 1; }}; {wait_for or ":"}',
-            name,
+            f'{reload} && exec {FINGERPRINT} --reloaded "$0"; [ $? = 3 ] || exit 1; {restart}', name
         )
 
 

@@ -6,13 +6,16 @@ import asyncio
 import http.client
 import json
 import signal
+import socket
+import subprocess
+import sys
 
 import yaml
 
 from tests.proxy.every_key import NOT_BUILT, OTHERS, base, leaves, with_other
 from tests.proxy.rig import KEYS
 from tests.proxy.stage import KEY, MODEL, stage
-from tests.support import eventually, eventually_async
+from tests.support import eventually, eventually_async, free_port
 
 
 def test_a_changed_key_counts_or_is_named(make_rig, tmp_path):
@@ -123,3 +126,80 @@ def test_a_reload_that_opens_the_door_says_so(rig):
         assert http.get("/api/tags").status_code == 200
     assert "NO KEYS" in rig.lines("open_door")[0]["message"]
     assert rig.lines("reloaded")[0]["changed"] == ["auth.keys_file"]
+
+
+def reload(rig, expected):
+    """Run the command; return what it says on stdout and on stderr."""
+    done = subprocess.run(
+        [sys.executable, "-m", "drover_proxy", "reload", "--config", str(rig.config_file)],
+        env=rig.base_environment(), capture_output=True, text=True, timeout=30, check=False,
+    )  # fmt: skip
+    assert done.returncode == expected, done
+    return done.stdout, done.stderr
+
+
+def test_the_command_reloads_and_says_what_that_came_to(rig):
+    """By then what it says is in force; a key that takes a restart is named, and the others count."""
+    rig.write_config(limits={"body_bytes": 2048})
+    assert reload(rig, 0) == ("in force: limits.body_bytes\n", "")
+    with rig.http() as http:
+        assert http.post("/api/generate", json={"model": "x", "prompt": "x" * 4000}).status_code == 413
+    assert reload(rig, 0) == ("in force: nothing new in the configuration\n", "")
+
+    rig.write_config(gpus=[{"uuid": "GPU-0", "total_bytes": 1 << 34}])
+    assert reload(rig, 3) == ("in force: limits.body_bytes\n", "takes a restart: gpus\n")
+    body = ["limits.body_bytes"]
+    assert [line["changed"] for line in rig.lines("reloaded")] == [body, [], body]
+
+
+def test_the_command_says_why_nothing_was_changed(rig):
+    """Whatever file it is, in the words of the proxy."""
+    rig.keys_file.write_text("keys:\n  - {nme: a}\n")
+    rig.write_config(limits={"body_bytes": 2048})
+    shown, told = reload(rig, 1)
+    assert shown == ""
+    assert f"{rig.keys_file}: line 2: " in told
+    assert told.endswith("nothing was changed: the last good configuration stays\n")
+    assert rig.lines("reload_failed")[0]["file"] == str(rig.keys_file)
+
+    rig.config_file.write_text("listen: 1.2.3.4\n")
+    assert f"{rig.config_file}: line 1: listen: " in reload(rig, 2)[1]
+    with rig.http() as http:
+        assert http.post("/api/generate", json={"model": "x", "prompt": "x" * 4000}).status_code == 404
+
+
+def test_the_command_says_that_another_admin_address_takes_a_restart(rig):
+    """Nobody is there to be asked."""
+    rig.write_config(admin_listen=f"127.0.0.1:{free_port()}")
+    shown, told = reload(rig, 3)
+    assert shown == ""
+    assert "nobody answers at admin_listen 127.0.0.1:" in told
+
+
+def test_the_command_asks_over_a_unix_socket_too(make_rig):
+    """And of several admin addresses that which takes such a wish."""
+    rig = make_rig()
+    near = rig.folder / "admin"
+    rig.write_config(
+        admin_listen=[f"127.0.0.2:{rig.admin_port}", f"127.0.0.1:{rig.admin_port}", f"unix:{near}"]
+    )
+    rig.start()
+    rig.write_config(admin_listen=[f"127.0.0.2:{rig.admin_port}", f"unix:{near}"], drain_seconds=1)
+    assert reload(rig, 3) == ("in force: drain_seconds\n", "takes a restart: admin_listen\n")
+
+
+def test_a_proxy_that_knows_no_reload_is_quoted(rig):
+    """As an older one, whose release was replaced while it ran."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        rig.write_config(admin_listen=f"127.0.0.1:{server.getsockname()[1]}")
+        with subprocess.Popen(
+            [sys.executable, "-m", "drover_proxy", "reload", "--config", str(rig.config_file)],
+            env=rig.base_environment(), stderr=subprocess.PIPE, text=True,
+        ) as asking:  # fmt: skip
+            server.settimeout(20)
+            client, _ = server.accept()
+            with client:
+                assert client.recv(65536).startswith(b"POST /drover/v1/reload HTTP/1.1\r\n")
+                client.sendall(b"HTTP/1.1 404 Not Found\r\nContent-Length: 8\r\n\r\nnot here")
+            assert asking.communicate(timeout=20)[1] == "the proxy that runs answers 404: not here\n"
+        assert asking.returncode == 1

@@ -31,18 +31,30 @@ def _parser() -> argparse.ArgumentParser:
         "Exit code 0: usable; 2: not, and every mistake is named.",
     )
     check.add_argument("file", type=Path, metavar="FILE")
+    reload = commands.add_parser(
+        "reload",
+        help="have the running proxy read its files again",
+        description="Have the proxy that runs read its configuration and the files that it names again. Exit "
+        "code 0: all of it is in force; 1 or 2: refused, every mistake is named and nothing has changed; 3: "
+        "what is named takes a restart, the rest is in force.",
+    )
+    reload.add_argument("--config", type=Path, default=Path("/etc/drover/proxy.yaml"), metavar="FILE")
     command.add_parser(commands)
     return parser
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; the exit code is 0, 1 (failed) or 2 (usage or configuration)."""
+    """Run the command; the exit code is 0, 1 (failed), 2 (usage or configuration) or 3 (needs a restart)."""
     options = _parser().parse_args(arguments)
     try:
         if options.command == "serve":
             return _serve(options.config)
         if options.command == "check":
             return _check(options.file)
+        if options.command == "reload":
+            from drover_proxy.admin import asking  # noqa: PLC0415 - the other commands ask nobody
+
+            return asking.reload(options.config)
         return command.run(options)
     except ConfigError as error:
         print(error, file=sys.stderr)

@@ -96,6 +96,47 @@ def test_a_stale_unit_is_restarted_alone_and_waited_for(scripted):
     assert "wait b.service" in found[1]
 
 
+def test_a_unit_whose_files_can_be_read_again_is_asked_to(scripted, tmp_path, monkeypatch):
+    """It is restarted only where that takes a restart; where it refuses, the deploy fails with its words."""
+    scripted.facts[Lines] = [
+        *("== a.service", "ActiveState=active", "NeedDaemonReload=no", "UnitFileState=enabled"),
+        *("Current=aa bb", "Started=aa cc"),
+    ]
+    ran = tmp_path / "ran"
+    for name in ("fingerprint", "systemctl"):
+        (tmp_path / name).write_text(f'#!/bin/sh\necho "${{0##*/}} $*" >>{ran}\n')
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setattr(serving, "FINGERPRINT", f"{tmp_path}/fingerprint")
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    outcomes = {}
+    for code in (0, 1, 2, 3):
+        ran.write_text("")
+        reload = f"sh -c 'echo told >&2; exit {code}'"
+        done = [perform(c) for c in commands_of(serving.running, names=["a.service"], reload=reload)]
+        assert done[-1].stderr == "told\n"
+        outcomes[code] = (done[-1].returncode, ran.read_text().splitlines()[1:])
+    assert outcomes == {
+        0: (0, ["fingerprint --reloaded a.service"]),
+        1: (1, []),
+        2: (1, []),
+        3: (0, ["systemctl restart -- a.service"]),
+    }
+
+
+@pytest.mark.parametrize("started", ["dd bb", "dd cc", "dd", ""])
+def test_a_unit_of_another_kind_is_restarted_whatever_its_files_are(scripted, started):
+    """Also one that was started before there were files to be read again."""
+    scripted.facts[Lines] = [
+        *("== a.service", "ActiveState=active", "NeedDaemonReload=no", "UnitFileState=enabled"),
+        *("Current=aa bb", f"Started={started}"),
+    ]
+    found = [text_of(c) for c in commands_of(serving.running, names=["a.service"], reload="read again")]
+
+    assert len(found) == 2
+    assert "restart" in found[1]
+    assert "read again" not in found[1]
+
+
 def test_units_that_are_down_start_together_and_only_once(scripted):
     """At the first installation there is one start, and no restart after it."""
     scripted.facts[Lines] = states(a=("inactive", False), b=("failed", False))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -163,6 +164,20 @@ def test_tls_begins_and_ends_with_a_restart(config, ends):
     old, new = pair if ends else pair[::-1]
     found = changes(old, new)
     assert (found.applied, found.waiting, found.config) == ([], ["tls"], old)
+
+
+async def test_the_files_of_tls_may_go_before_it_ends(service, config, tmp_path):
+    """A file that names them no more isn't refused for that: it takes a restart, and they count till then."""
+    before = service._public.tls
+    for name in config["tls"].values():
+        os.unlink(name)  # noqa: PTH108 - no Path in a coroutine
+    without = {key: value for key, value in config.items() if key != "tls"}
+    (tmp_path / "proxy.yaml").write_text(yaml.safe_dump(without | {"drain_seconds": 1}))
+
+    assert service._reload() == (["drain_seconds"], ["tls"], [])
+    assert service._public.tls is before is not None
+    (tmp_path / "proxy.yaml").write_text(yaml.safe_dump(config))
+    assert len(service._reload().problems) == 3
 
 
 def test_models_and_instances_that_come_and_go(config):

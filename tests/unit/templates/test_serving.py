@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -159,12 +160,15 @@ def test_the_proxy_takes_its_keys():
     assert {caller.name for caller in read_keys(text, "keys.yaml")} == {"demo", "ci", "ann", "worker"}
 
 
-def test_a_changed_key_restarts_nothing():
-    """The proxy follows the file itself, so its unit doesn't watch it; it watches the certificate's files."""
+def test_what_a_reload_puts_in_force_restarts_nothing():
+    """All files that the proxy's settings name, and these; another release takes a restart."""
     unit = made("proxy", "drover-proxy.service.j2", proxy_keys=[])
+    tls = {"proxy_tls_cert": "PEM", "proxy_tls_key": "PEM", "proxy_tls_client_ca": "PEM"}
+    config = parse(made("proxy", "proxy.yaml.j2", instances=INSTANCES, models_list=[], **tls))
 
-    assert "Watch=/etc/drover/keys.yaml" not in unit
-    assert "Watch=/etc/drover/tls/client-ca.pem" in unit
+    files = {config.tls.cert, config.tls.key, config.tls.client_ca, config.auth.keys_file}
+    assert set(re.findall("^Reload=(.*)", unit, re.MULTILINE)) == files | {"/etc/drover/proxy.yaml"}
+    assert re.findall("^Watch=(.*)", unit, re.MULTILINE) == ["/opt/drover/proxy/current"]
     assert "LoadCredential=keys.yaml:/etc/drover/keys.yaml" in unit
 
 
@@ -280,6 +284,25 @@ def test_a_fingerprint_changes_with_all_that_a_unit_is_started_from(fingerprint,
     assert len(set(seen)) == len(seen)
     assert fingerprint("x@one.service") == seen[-1]
     assert fingerprint("x@two.service") != seen[-1]
+
+
+def test_what_takes_a_reload_has_a_digest_of_its_own(fingerprint, tmp_path):
+    """A note behind a reload leaves the digest alone of what the unit was started from."""
+    unit, note = "x@one.service", tmp_path / "started" / "x@one.service"
+    with (tmp_path / "units/x@.service").open("a") as file:
+        file.write(f"Reload={tmp_path}/a\nReload={tmp_path}/b\n")
+    for name in "ab":
+        (tmp_path / name).write_text("1")
+    fingerprint("--record", unit)
+    start, files = note.read_text().split()
+
+    (tmp_path / "b").write_text("2")
+    assert fingerprint(unit).split()[0] == start
+    assert fingerprint(unit).split()[1] != files
+    (tmp_path / "one").write_text("2")
+    fingerprint("--reloaded", unit)
+    assert note.read_text().split() == [start, fingerprint(unit).split()[1]]
+    assert fingerprint(unit).split()[0] != start
 
 
 def test_a_unit_notes_its_fingerprint_for_all_to_read(fingerprint, tmp_path):

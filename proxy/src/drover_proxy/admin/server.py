@@ -6,6 +6,7 @@ GET  /readyz               200 when requests can be served, else 503; JSON that 
 GET  /drover/v1/state      what the proxy knows and does, as JSON
 GET  /drover/v1/explain    ?model=NAME: what happened to it lately, and what it waits for
 POST /drover/v1/warm       {"models": [...]}: load them; from this host only
+POST /drover/v1/reload     as SIGHUP does; says what came of it (422: nothing changed); from this host only
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from drover_proxy.wire import BodyPlan, Exchange, Outcome, Stranger, UpstreamErr
 
 if TYPE_CHECKING:
     from drover_proxy.app.parts import Parts
+    from drover_proxy.app.reloading import Reloaded
 
 JSON = b"application/json; charset=utf-8"
 CONTENT_TYPE = b"text/plain; version=1.0.0; charset=utf-8; escaping=underscores"
@@ -33,9 +35,12 @@ CONTENT_TYPE = b"text/plain; version=1.0.0; charset=utf-8; escaping=underscores"
 class Admin:
     """The wire's handler of the admin listeners."""
 
-    def __init__(self, parts: Parts, metrics_page: Callable[[], bytes]) -> None:
+    def __init__(
+        self, parts: Parts, metrics_page: Callable[[], bytes], reload: Callable[[], Reloaded]
+    ) -> None:
         self._parts = parts
         self._metrics_page = metrics_page
+        self._reload_all = reload
         self._routes: dict[bytes, tuple[bytes, Callable[[Exchange], None]]] = {
             b"/metrics": (b"GET", self._metrics),
             b"/healthz": (b"GET", lambda ex: ex.respond(200, [(b"content-type", b"text/plain")], b"ok\n")),
@@ -43,6 +48,7 @@ class Admin:
             b"/drover/v1/state": (b"GET", self._state),
             b"/drover/v1/explain": (b"GET", self._explain),
             b"/drover/v1/warm": (b"POST", self._warm),
+            b"/drover/v1/reload": (b"POST", self._reload),
         }
 
     def head(self, ex: Exchange) -> BodyPlan:
@@ -80,6 +86,10 @@ class Admin:
             respond(ex, 404, {"error": f"model {model!r} isn't on this host; ask with ?model=NAME"})
         else:
             respond(ex, 200, told)
+
+    def _reload(self, ex: Exchange) -> None:
+        done = self._reload_all()
+        respond(ex, 422 if done.problems else 200, done._asdict())
 
     def _warm(self, ex: Exchange) -> None:
         ex.context = self._parts.spawn(self._warm_up(ex))

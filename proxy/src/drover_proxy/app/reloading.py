@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Coroutine
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from drover_proxy.app import wireconfig
 from drover_proxy.app.coreconfig import core_config
@@ -20,6 +20,17 @@ from drover_proxy.drivers.tls import Tls, TlsFiles
 from drover_proxy.guard.keys import KeyRing
 from drover_proxy.guard.watch import KeysFile
 from drover_proxy.wire import Server
+
+
+class Reloaded(NamedTuple):
+    """What a reload came to."""
+
+    changed: list[str]
+    """Keys that are in force since."""
+    needs_restart: list[str]
+    """Keys that differ in the file, and change at a restart only."""
+    problems: list[str]
+    """Why nothing was changed, each with its file."""
 
 
 class Reloader:
@@ -46,7 +57,7 @@ class Reloader:
             follow(lambda: self._tls, self._new_tls, self._bad_tls),
         )
 
-    def reload(self) -> None:
+    def reload(self) -> Reloaded:
         """Read the configuration and all files that it names; with a mistake in any, keep all as it is."""
         parts = self._parts
         try:
@@ -57,14 +68,15 @@ class Reloader:
             files = self._tls
             if config.tls != parts.config.tls and config.tls is not None:
                 files = TlsFiles(config.tls)
-            tls = files.load() if files else None
+            ends = "tls" in waiting  # its files may have gone already
+            tls = files.load() if files and not ends else None
         except ConfigError as error:
             parts.metrics.reload_ok = False
             self._complain("reload_failed", "the last good configuration stays", error)
             for followed in (self._keys, self._tls):
                 if followed is not None:
                     followed.look_again()  # they are followed whatever the configuration is like
-            return
+            return Reloaded([], [], str(error).splitlines())
         for key in waiting:
             self._log.warning("reload_needs_restart", key=key, message=f"{key} changes at a restart only")
         self._keys, self._tls = keys, files
@@ -78,6 +90,7 @@ class Reloader:
             models=len(config.models),
             keys=len(ring.callers) if ring else None,
         )
+        return Reloaded(applied, waiting, [])
 
     def _apply(self, config: ProxyConfig, ring: KeyRing | None) -> None:
         parts, before = self._parts, self._parts.config

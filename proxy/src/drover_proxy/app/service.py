@@ -24,7 +24,7 @@ from drover_proxy.app.instance import Instance
 from drover_proxy.app.memory import Memory
 from drover_proxy.app.parts import Parts
 from drover_proxy.app.recall import Recall, state_folder
-from drover_proxy.app.reloading import Reloader
+from drover_proxy.app.reloading import Reloaded, Reloader
 from drover_proxy.app.runtime import Runtime
 from drover_proxy.app.siblings import folder
 from drover_proxy.build import BUILD
@@ -81,7 +81,7 @@ class Service:
         self._text: Callable[[], bytes] | None = None
         limits, forwarding = wireconfig.limits(config.limits), wireconfig.forwarding(config.forwarding)
         self._public = Server(Gateway(self._parts, self._page), limits, forwarding)
-        self._admin = Server(Admin(self._parts, self._page), Limits())
+        self._admin = Server(Admin(self._parts, self._page, self._reload), Limits())
         self._parts.servers += [self._public, self._admin]
         self._public.handshake_failed = self._handshake_failed
         self._reloader = Reloader(path, self._parts, self._public, keys)
@@ -232,10 +232,11 @@ class Service:
             self._notifier.watchdog()
             await asyncio.sleep(period)
 
-    def _reload(self) -> None:
+    def _reload(self) -> Reloaded:
         self._notifier.reloading()
-        self._reloader.reload()
-        self._notifier.ready("serving")
+        done = self._reloader.reload()
+        self._notifier.ready("serving by the last good configuration" if done.problems else "serving")
+        return done
 
     async def _look(self) -> None:
         """Look at all instances anew."""

@@ -12,8 +12,10 @@ INTRODUCTION = """\
 # The proxy's configuration
 
 One YAML file, `/etc/drover/proxy.yaml`. `drover-proxy check FILE` checks it without binding a port and names
-every mistake at once; `drover-proxy serve --config FILE` runs it. SIGHUP (`systemctl reload drover-proxy`)
-reads it again. A key that takes a reload counts from the next request on, also on connections that are open;
+every mistake at once; `drover-proxy serve --config FILE` runs it. `drover-proxy reload` (which is what
+`systemctl reload drover-proxy` does) has it read again and says what that came to; after SIGHUP, which does
+the same, the log says it. A key that takes a reload counts from the next request on, also on connections that
+are open;
 `reloaded` in the log names those that changed. One that takes a restart stays as it was, and
 `reload_needs_restart` names it. A file with a mistake changes nothing: the last good one stays. The files
 that `auth` and `tls` name are followed without a signal, too.

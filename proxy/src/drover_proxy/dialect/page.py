@@ -60,6 +60,8 @@ It asks for no key: keep it on loopback, or where only the monitoring reaches it
 | GET `/drover/v1/explain?model=NAME` | what happened to a model lately, and what it waits for |
 | POST `/drover/v1/warm` | `{"models": ["name", ...]}`, from the host itself only: loads them, then tells \
 for each whether, where and how long; 503 when one could not be loaded |
+| POST `/drover/v1/reload` | from the host itself only: does what SIGHUP does, then tells which keys have \
+`changed`, and which it `needs_restart` for; 422 with `problems` when nothing was changed |
 """
 
 DOES = {
