@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
+import random
 import socket
 import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 T = TypeVar("T")
+PORTS = range(15_000, 32_000)
+"""Below the first port that Linux gives to outgoing connections."""
+_ports = iter(random.SystemRandom().sample(PORTS, len(PORTS)))
+"""Without a seed: tests on two cores begin with the same one."""
 
 
 def eventually(
@@ -72,7 +78,12 @@ async def until_still(look: Callable[[], object], *, looks: int, every: float = 
 
 
 def free_port() -> int:
-    """Return a TCP port on loopback that nothing listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a TCP port on loopback that nothing listens on at this moment; never the same again.
+
+    Nor one of those that the kernel gives to outgoing connections, which might take it before it is used.
+    """
+    for port in _ports:
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no free port is left")
