@@ -89,8 +89,10 @@ TRAILER_BYTES: Final = 8 * KIB
 ANSWER_HEAD_BYTES: Final = 64 * KIB
 """Longest head of an upstream's answer. Ollama's are under 300 bytes; nginx gives up at 4 or 8 KiB."""
 
-INTERIM_ANSWERS: Final = 16
-"""Answers of 1xx that may come in one read; one read has room for 10,000. Go takes 5 for one request."""
+INTERIM_ANSWERS: Final = 128
+"""Answers of 1xx to one request: one every few seconds for ten minutes. One read has room for 10,000, each of
+which copies what is behind it. Go's client took 5.
+"""
 
 POOL_IDLE_CONNECTIONS: Final = 256
 """Idle connections kept per upstream: as many as an instance could ever have slots, and then some."""

@@ -7,10 +7,10 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from drover_proxy.wire import answers, headers
-from drover_proxy.wire.answerhead import AnswerHead, Framing
+from drover_proxy.wire.answerhead import AnswerHead, BadAnswer, Framing
 from drover_proxy.wire.contract import BodyPlan, Kind, UpstreamError, UpstreamFault, Watch
 from drover_proxy.wire.fields import Fields
-from drover_proxy.wire.limits import FOREVER, KIB, STALE_SECONDS
+from drover_proxy.wire.limits import FOREVER, INTERIM_ANSWERS, KIB, STALE_SECONDS
 from drover_proxy.wire.parting import Parting
 from drover_proxy.wire.states import Event, State
 from drover_proxy.wire.upstream import UpstreamConnection
@@ -43,6 +43,7 @@ class Relay:
         "_dialing",
         "_extra",
         "_head",
+        "_interims",
         "_limits",
         "_retried",
         "_sent_at",
@@ -83,6 +84,7 @@ class Relay:
         self._extra = extra + via if via else extra
         self._dialing: asyncio.Task[None] | None = None
         self._retried = False
+        self._interims = 0
         self._sent_at = 0.0
         if exchange.plan is STREAM:
             framing, self._body = self._client.parser.length_line() + b"\r\n", b""
@@ -193,6 +195,9 @@ class Relay:
     def interim(self, status: int, raw: bytes) -> None:
         """Pass a 1xx on; 100 is only about our own request, and HTTP/1.0 knows none of them."""
         self._retried = True  # the upstream has begun to work: it isn't to be tried again
+        self._interims += 1
+        if self._interims > INTERIM_ANSWERS:
+            raise BadAnswer(f"more than {INTERIM_ANSWERS} answers of 1xx")
         if status != 100 and not self.exchange.http10:
             self._client.write(raw)
 

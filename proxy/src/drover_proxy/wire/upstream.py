@@ -11,7 +11,7 @@ from drover_proxy.wire.answerhead import AnswerHead, BadAnswer, Framing
 from drover_proxy.wire.chunks import step_over
 from drover_proxy.wire.contract import UpstreamFault, Watch
 from drover_proxy.wire.fields import find_fault
-from drover_proxy.wire.limits import ANSWER_HEAD_BYTES, INTERIM_ANSWERS, WRITE_HIGH_BYTES
+from drover_proxy.wire.limits import ANSWER_HEAD_BYTES, WRITE_HIGH_BYTES
 
 if TYPE_CHECKING:
     from drover_proxy.wire.pool import Pool
@@ -201,7 +201,6 @@ class UpstreamConnection:
         self._buffer = b""
         try:
             heads = self.pool.heads
-            interims = 0
             while True:
                 head = heads.again(data)
                 if head is None:
@@ -212,8 +211,7 @@ class UpstreamConnection:
                     head = heads.read(data[:end])
                 if head.status >= 200:
                     break
-                interims += 1
-                self._interim(relay, head, interims)
+                relay.interim(head.status, head.relayed + b"\r\n")
                 data, known = data[head.size :], 0
             rest = self._begin_body(head, data)
         except (BadAnswer, httptools.HttpParserError) as error:
@@ -222,12 +220,6 @@ class UpstreamConnection:
             return
         relay.answer(self, head, rest)
         self.line_end = rest.endswith(b"\r\n") or not rest
-
-    def _interim(self, relay: Relay, head: AnswerHead, number: int) -> None:
-        """Pass a 1xx on, unless it is one of a flood."""
-        if number > INTERIM_ANSWERS:
-            raise BadAnswer(f"more than {INTERIM_ANSWERS} answers of 1xx at once")
-        relay.interim(head.status, head.relayed + b"\r\n")
 
     def _partial_head(self, data: bytes, known: int) -> None:
         """Keep the beginning of a head, unless it can't become one."""
