@@ -13,6 +13,7 @@ from drover_proxy.dialect.names import canonical
 
 from tests.gojson import fields_of
 from tests.proxy.rig import GIB, MIDDLE, SMALL, Rig, real_ollama
+from tests.support import eventually
 
 ALLOWED, OTHER = f'"{SMALL}"', f'"{MIDDLE}"'
 REST = '"prompt":"Hello","stream":false'
@@ -127,3 +128,60 @@ def test_a_key_is_shown_only_its_models(roomy, trick):
         assert answer.json()["model_info"]["llama.block_count"] == 28, trick
     else:
         assert 400 <= answer.status_code < 500
+
+
+SEARCH = 'hi [[tokens=1 text={"name":"web_search","parameters":{"query":"x"}}]]'
+"""A prompt that a simulated model answers by calling a tool."""
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"), [("/v1/messages", "web_search_20250305"), ("/v1/responses", "web_search")]
+)
+def test_no_tool_takes_a_prompt_to_ollama_com(roomy, path, kind):
+    """What Ollama would run there for the host's account is refused as its routes are, and nothing else."""
+    body = {
+        "model": SMALL,
+        "max_tokens": 9,
+        "messages": [{"role": "user", "content": SEARCH}],
+        "input": SEARCH,
+    }
+    own = {"type": "function", "name": "find", "input_schema": {"type": "object"}, "parameters": {}}
+    with roomy.http("use") as http:
+        refused = http.post(path, json=body | {"tools": [own, {"type": kind, "name": "web_search"}]})
+        answered = http.post(path, json=body | {"tools": [own]})
+
+    assert (refused.status_code, refused.headers["x-drover-error"]) == (403, "not_offered")
+    assert answered.status_code == 200
+
+
+STUB = {"model": "stub", "from": "gpt-oss:120b", "remote_host": "https://ollama.com", "stream": False}
+
+
+def test_no_model_of_a_plain_name_is_one_of_the_cloud(roomy):
+    """Nobody makes one, however the field is spelt."""
+    with roomy.http("admin") as http:
+        made = [
+            http.post("/api/create", json=STUB),
+            http.post(
+                "/api/create", content='{"model":"stub","from":"a","Remote_ho\\u0073t":"https://b.example"}'
+            ),
+        ]
+        named = {model["name"] for model in http.get("/api/tags").json()["models"]}
+
+    assert [(one.status_code, one.headers["x-drover-error"]) for one in made] == [(403, "cloud_refused")] * 2
+    assert "stub:latest" not in named
+
+
+@pytest.mark.skipif(not real_ollama(), reason="OLLAMA_BIN names no ollama of 0.30 or later")
+@pytest.mark.parametrize("path", ["/api/generate", "/v1/chat/completions", "/api/show", "/api/embed"])
+def test_a_model_of_the_cloud_that_is_there_is_not_asked(roomy, path):
+    """One that was made at Ollama itself; it can still be deleted."""
+    direct = f"http://127.0.0.1:{roomy.instance_ports[0]}"
+    assert httpx.post(f"{direct}/api/create", json=STUB, timeout=60).status_code == 200
+    body = {"model": "stub", "prompt": "a", "input": "a", "messages": [{"role": "user", "content": "a"}]}
+    with roomy.http("admin") as http:
+        asked = eventually(lambda: told if (told := http.post(path, json=body)).status_code != 404 else None)
+        deleted = http.request("DELETE", "/api/delete", json={"model": "stub"})
+
+    assert (asked.status_code, asked.headers["x-drover-error"]) == (403, "cloud_refused")
+    assert deleted.status_code == 200

@@ -90,6 +90,19 @@ def test_the_cores_configuration_has_everything():
     assert core.loads.cooldown_seconds == 5
 
 
+async def test_a_model_that_runs_elsewhere_is_none_of_ours():
+    """Whatever its name is, nothing is asked of it; under another's, a model of this host is one again."""
+    client = FakeClient("m:latest", "stub:latest")
+    client.listed[1]["remote_host"] = "https://cloud.example"
+    catalogue, events = catalogue_of(client)
+    await catalogue.refresh()
+    assert (catalogue.resolve("stub:latest"), catalogue.remote) == (None, {"stub:latest"})
+    assert ([event.model for event in events], client.shows) == (["m:latest"], 1)
+    del client.listed[1]["remote_host"]
+    await catalogue.refresh()
+    assert (catalogue.resolve("stub:latest"), catalogue.remote) == ("stub:latest", set())
+
+
 async def test_the_catalogue_tells_what_comes_and_goes():
     """New models are shown once, gone ones are told, a broken one is known all the same."""
     client = FakeClient("m:latest", "Broken:latest", "x:cloud")

@@ -189,6 +189,44 @@ def test_stream_defaults_differ():
     assert not read(GENERATE, b'{"model":"m","stream":false}').stream
 
 
+@pytest.mark.parametrize("path", [b"/v1/messages", b"/v1/responses"])
+@pytest.mark.parametrize(
+    "tools",
+    [
+        '[{"type":"web_search_20250305","name":"web_search"}]',
+        '[{"type":"function","name":"f"},{"type":"web_search"}]',
+        '[{"type":"web\\u005fsearch"}]',
+        '[{"Type":"web_search"}]',
+        '[{"TYPE":"web_search","type":null}]',
+        '[{"type":"function","type":"web_search"}]',
+        '[ {"type" : "web_fetch_20250910"} ]',
+    ],
+)
+def test_tools_that_leave_the_host_are_refused(path, tools):
+    """However it is written, what Ollama would run at ollama.com is never asked of it."""
+    route = match(b"POST", path).route
+    for field in ("tools", "Tools", "too\\u006cs"):
+        with pytest.raises(BodyProblem) as refused:
+            read(route, f'{{"model":"m","{field}":{tools}}}'.encode())
+        assert (refused.value.status, refused.value.code) == (403, "not_offered")
+
+
+def test_tools_go_on_as_they_were_read():
+    """A list that could be read in another way is written anew; any other is not touched."""
+    route = match(b"POST", b"/v1/messages").route
+    hidden = '[{"type":"web_search","name":"a","type":null}]'
+    sent = read(route, f'{{"model":"m","tools":{hidden}}}'.encode())
+    assert json.loads(sent.render(sent.model))["tools"] == [{"type": None, "name": "a"}]
+    assert b"web_search" not in sent.render(sent.model)
+    plain = b'{"model":"m","tools":[{"type":"custom","name":"web_search","input_schema":{"a": 1}}]}'
+    asked = read(route, plain)
+    assert asked.render(asked.model) is plain
+    assert read(route, b'{"model":"m","tools":null}').model == "m:latest"
+    for wrong in (b'"x"', b"[null]", b'["web_search"]', b'[{"type":1}]', b"{}"):
+        with pytest.raises(BodyProblem, match="must be"):
+            read(route, b'{"model":"m","tools":%b}' % wrong)
+
+
 def test_a_copy_is_of_its_source_whatever_else_is_named():
     """The name that was checked is written where Ollama reads it, and not into a field that it ignores."""
     copy = read(COPY, b'{"name":"x","model":"y","source":"a:local","destination":"b"}')

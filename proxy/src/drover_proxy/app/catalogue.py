@@ -44,6 +44,8 @@ class Catalogue:
         self.variants = Variants()
         self.hidden: list[str] = []
         """Variants on disk, by canonical name."""
+        self.remote: set[str] = set()
+        """Names of models that run somewhere else: whoever asks for one is told so."""
         self._aliases: dict[str, str] = {}
         self._log = log
         self._post = post
@@ -121,6 +123,9 @@ class Catalogue:
         for entry in listed:
             if name := _canonical(str(entry.get("name", ""))):
                 found[name] = entry
+        self.remote = {name for name, entry in found.items() if entry.get("remote_host")}
+        for name in self.remote:
+            del found[name]
         self.hidden = [name for name in found if is_variant(name)]
         for name in self.hidden:
             del found[name]

@@ -70,6 +70,10 @@ def not_found(call: Call, name: str) -> None:
     if call.parts.catalogue.read_at is None:
         call.no_instance()
         return
+    asked = call.asked
+    if asked is not None and call.parts.catalogue.target(asked.model) in call.parts.catalogue.remote:
+        call.fail(403, "cloud_refused", "ollama cloud is disabled: remote model is unavailable")
+        return
     call.fail(404, "model_not_found", f"model '{name}' not found")
 
 

@@ -41,7 +41,9 @@ def manage(call: Call) -> None:
 
 
 def _source(asked: Asked) -> str | None:
-    """Return what a model is made from, if that is another one; a cloud model is refused."""
+    """Return what a model is made from, if that is another one; what runs in the cloud is refused."""
+    if asked.text("remote_host"):  # a model of that host under a name of this one
+        raise BodyProblem(403, "cloud_refused", "ollama cloud is disabled: remote model is unavailable")
     text = asked.text("from")
     try:
         return canonical(text) if text else None

@@ -26,7 +26,12 @@ RUNNER_OPTIONS = frozenset(
 )
 TAKEN_OUT = ("keep_alive", "shift")
 FIELDS = ("model", "name", "stream", "keep_alive", "options", "shift", "prompt", "messages", "images",
-          "source", "destination", "from")  # fmt: skip
+          "source", "destination", "from", "tools",
+          "remote_host")  # fmt: skip
+SEARCHING: Final = ("/v1/messages", "/v1/responses")
+"""Routes on which Ollama itself runs some tools that a model calls: at ollama.com, for the host's account."""
+THEIR_TOOLS: Final = ("web_search", "web_fetch")
+"""How the types of such tools begin; their dates and versions come behind."""
 OTHER_NAMES: Final = {"/api/copy": "destination", "/api/create": "from"}
 """Where a second model stands in a body, by route."""
 EMPTY = (b'""', b"null", b"[]")
@@ -34,6 +39,7 @@ ZERO = (b"0", b'"0"', b'"0s"', b'"0m"', b'"0h"', b"-0", b"0.0", b'"0ms"')
 
 DECODE: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 DECODE_TEXT: Final = msgspec.json.Decoder(str).decode
+DECODE_LIST: Final = msgspec.json.Decoder(list[msgspec.Raw]).decode
 DECODE_FLAG: Final = msgspec.json.Decoder(bool).decode
 
 LARGE_BYTES: Final = 64 * 1024
@@ -166,6 +172,8 @@ def read(route: Route, body: bytes) -> Asked:
         asked.other = _string(fields, key)
     if route.native:
         _make_native(asked, route)
+    elif "tools" in fields and route.name in SEARCHING:
+        _check_tools(asked)
     return asked
 
 
@@ -267,6 +275,28 @@ def _stream(fields: dict[str, msgspec.Raw], route: Route) -> bool:
         if _is_null(raw):
             return route.stream_default
         raise BodyProblem(400, "invalid_body", "the field 'stream' must be true or false") from error
+
+
+def _check_tools(asked: Asked) -> None:
+    """Refuse tools that Ollama would run somewhere else; write those anew that might be read as others."""
+    raw = asked.fields["tools"]
+    if _is_null(raw):
+        return
+    try:
+        each = DECODE_LIST(raw)
+        tools = [DECODE(one) for one in each]
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise BodyProblem(400, "invalid_body", "the field 'tools' must be a list of objects") from error
+    for tool in tools:
+        for key in tool:
+            if key.casefold() == "type" and _string(tool, key).casefold().startswith(THEIR_TOOLS):
+                message = "this tool acts for the host's account at ollama.com: the proxy never passes it on"
+                raise BodyProblem(403, "not_offered", message)
+    proofs = [_proves_itself(bytes(one), tool) for one, tool in zip(each, tools, strict=True)]
+    if not all(proofs):
+        # A field that is repeated counts once here; Ollama lets a null keep what was there before.
+        asked.fields["tools"] = msgspec.Raw(msgspec.json.encode(tools))
+        asked.changed = True
 
 
 def _make_native(asked: Asked, route: Route) -> None:

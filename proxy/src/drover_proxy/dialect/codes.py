@@ -6,7 +6,7 @@ CODES: dict[str, tuple[str, str]] = {
     "unauthorized": ("401", "No key, an unknown, a revoked or an expired one."),
     "scope_missing": ("403", "The key hasn't the scope that the route needs."),
     "model_not_allowed": ("403", "The key's `models` don't match the model."),
-    "not_offered": ("403", "A route that acts for the host's account at ollama.com."),
+    "not_offered": ("403", "A route, or a tool, that acts for the host's account at ollama.com."),
     "cloud_refused": ("403", "A cloud model: its prompts would leave the host."),
     "unknown_path": ("404", "No known route, written exactly so."),
     "model_not_found": ("404", "No such model on this host, or it was deleted meanwhile."),
