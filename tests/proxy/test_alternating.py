@@ -27,7 +27,7 @@ LOADS = int(os.environ.get("ALTERNATING_LOADS", "60" if real_ollama() else "120"
 CLIENTS = 6
 QUEUE = {"queue": {"starve_seconds": 5}}
 QUICK = {"load_seconds_min": 0.05, "disk_bytes_per_second": 1e11, "answer_tokens": 4}
-PATIENCE_LOADS = 40
+PATIENCE_LOADS = 25
 """Nobody waits while so many loads are made: on a busy machine each takes longer, and so does a wait."""
 FORBIDDEN = (
     *("runner_vanished", "load_spilled", "runner_spilled", "load_failed", "unload_failed", "memory_late"),
