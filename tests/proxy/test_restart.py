@@ -96,6 +96,20 @@ def test_a_restart_under_load_loses_nothing(make_systemd, tmp_path, tls):
     assert sorted(path.name for path in systemd.runtime.iterdir()) == ["lock"]
 
 
+def test_a_page_that_can_not_be_written_cuts_nothing(make_systemd):
+    """Then there is no handing over, but what is under way is finished first."""
+    systemd = make_systemd(knobs={"tokens_per_second": 200})
+    thread, lines = generate(systemd, SMALL, 300)
+    eventually(lambda: len(lines) > 10)
+    (server,) = Path(f"/proc/{systemd.main.pid}/task/{systemd.main.pid}/children").read_text().split()
+    (systemd.runtime / f"{server}.page").mkdir()
+    systemd.stop()
+    thread.join()
+    assert lines[-1]["done"]
+    assert systemd.rig.lines("handover_page_unwritten")
+    assert [line["cut"] for line in systemd.rig.lines("stopped")] == [0]
+
+
 def test_slots_and_models_of_an_old_process_are_left_alone(make_systemd):
     """The new process waits for the slot of an old stream, and doesn't evict its model."""
     # The stream has to outlast a start, which takes seconds on a host that is busy.

@@ -84,13 +84,22 @@ class Handover:
         """Whether an old process goes on accepting until this one serves."""
         return self._runtime.sharing is not None
 
-    @property
-    def possible(self) -> bool:
-        """Whether a new process can come while this one goes on."""
-        return self.supervisor.present and self._sharing is not None and self._sharing.usable
+    def prepare(self) -> bool:
+        """Open the page that a new process will read; False: none can come while this one goes on."""
+        sharing = self._sharing
+        if not self.supervisor.present or sharing is None or not sharing.usable:
+            return False
+        sharing.leaving, sharing.serving = True, False
+        try:
+            sharing.open(self._runtime.core)
+        except OSError as error:
+            message = "what is under way is finished first, and the next process waits for that"
+            self._log.error("handover_page_unwritten", message=message, error=str(error))
+            return False
+        return True
 
     async def leave(self, notifier: Notifier, seconds: float, again: asyncio.Event) -> int:
-        """Hand over, and finish what is under way; returns how many exchanges were cut.
+        """Hand over, as was prepared, and finish what is under way; returns how many exchanges were cut.
 
         Args:
             notifier: Closed here: to systemd, this process has ended.
@@ -101,8 +110,6 @@ class Handover:
         if sharing is None:
             raise RuntimeError("there is nobody to hand over to")
         ends_at = time.monotonic() + seconds
-        sharing.leaving, sharing.serving = True, False
-        sharing.open(self._runtime.core)
         self._runtime.sharing = sharing
         public.draining = True
         self._admin.stop_accepting()

@@ -182,7 +182,7 @@ class Service:
         gc.set_threshold(GARBAGE_OBJECTS)
         self._notifier.ready(f"serving on {', '.join(places)}")
         await self._stopping.wait()
-        return await (self._leave() if self._handover.possible else self._drain())
+        return await (self._leave() if self._handover.prepare() else self._drain())
 
     async def _sockets(self) -> tuple[list[socket.socket], list[socket.socket]]:
         """Take the sockets that are handed over, bind the others."""
