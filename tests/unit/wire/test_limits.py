@@ -160,7 +160,7 @@ async def test_an_answer_before_lends_a_request_no_time_limit():
         upstream.take()
         client.send(post())
         await upstream.until(b"{}")
-        await asyncio.sleep(0.3)
+        await world.passes(0.2)
         assert client.received == b""
         upstream.send(answer())
         await client.until(b"ok")
