@@ -254,14 +254,16 @@ class World:
         """Stop everything, then see that nothing is left and every exchange ended once."""
         for client in self.clients:
             client.transport.abort()
-        if kind is None:
-            await eventually_async(
-                lambda: not self.server.connections, timeout=PATIENCE, what="client connections gone"
-            )
-        await self.server.drain(0)
-        self.origin.server.close()
-        for peer in self.origin.peers:
-            peer.transport.abort()
+        try:
+            if kind is None:
+                await eventually_async(
+                    lambda: not self.server.connections, timeout=PATIENCE, what="client connections gone"
+                )
+        finally:  # else the loop, with sockets open, would never close
+            await self.server.drain(0)
+            self.origin.server.close()
+            for peer in self.origin.peers:
+                peer.transport.abort()
         if kind is not None:
             return
         pool = self.upstream.pool
