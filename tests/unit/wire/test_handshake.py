@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import ssl
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -12,6 +14,8 @@ import pytest
 from drover_proxy.wire import Forwarding, Limits, Server
 from drover_proxy.wire.client import ClientConnection
 from drover_proxy.wire.forwarding import network
+from drover_proxy.wire.limits import LINGER_SECONDS
+from drover_proxy.wire.link import Phase
 
 from tests.proxy.authority import Authority, context_of
 from tests.support import eventually_async
@@ -109,6 +113,28 @@ async def test_a_handshake_that_comes_to_nothing(tmp_path, said: bytes):
         await eventually_async(lambda: not door.world.server._shaking_total)
         assert not door.world.server._shaking
         assert not door.world.server.accepted
+
+
+async def test_who_says_nothing_more_does_not_keep_its_place(tmp_path):
+    """A client that doesn't even answer TLS's good-bye is cut soon after it."""
+    async with opened(tmp_path) as door:
+        server = door.world.server
+        sent, received = ssl.MemoryBIO(), ssl.MemoryBIO()
+        tls = context_of(door.authority).wrap_bio(received, sent, server_hostname="localhost")
+        peer = await door.silent()
+        while not server.connections:
+            with contextlib.suppress(ssl.SSLWantReadError):
+                tls.do_handshake()
+            peer.send(sent.read())
+            received.write(peer.take())
+            await asyncio.sleep(0.001)
+        (connection,) = server.connections
+        ahead = server.limits.head_timeout
+        server.clock = lambda: time.monotonic() + ahead
+        await eventually_async(lambda: connection.phase is Phase.CLOSING)
+        assert server.connections
+        ahead += LINGER_SECONDS
+        await eventually_async(lambda: not server.connections)
 
 
 async def test_a_drain_waits_for_handshakes_as_long_as_for_idle_clients(tmp_path):

@@ -315,3 +315,5 @@ class ClientConnection(BodyReader):
             self._refuse(late, self._buffer)
         else:
             self.close(linger=False)
+            if not self.write_paused:  # TLS waits for the other end's word, which may never come
+                self.deadline = now + LINGER_SECONDS
