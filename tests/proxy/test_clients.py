@@ -203,6 +203,17 @@ def test_a_key_sees_and_uses_only_its_models(shared):
     assert refused.value.response.headers["x-drover-error"] == "model_not_allowed"
 
 
+def test_the_head_of_a_list_tells_no_more_than_the_list(shared):
+    """To a key with patterns: no length of models that it doesn't see."""
+    with shared.http("some") as narrow, shared.http("use") as all_of_them:
+        listed, asked = narrow.get("/api/tags"), narrow.head("/api/tags")
+        whole = all_of_them.head("/api/tags")
+
+    assert (asked.status_code, asked.content) == (200, b"")
+    assert asked.headers["content-length"] == str(len(listed.content))
+    assert whole.status_code == 200
+
+
 def test_management_needs_the_admin_scope(shared):
     """A plain key may neither pull, create, copy nor delete."""
     client = shared.ollama()

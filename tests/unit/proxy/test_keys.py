@@ -36,12 +36,16 @@ def test_only_the_key_itself_is_let_in():
         (("llama3.2:3b",), "llama3.2:1b", False),
         (("llama*",), "llama3.1:8b", True),
         (("me/*",), "me/mine:latest", True),
+        (("llama*",), "llama-of-mine.example/evil/model:latest", False),
+        (("llama*:8b",), "llama/evil:8b", False),
+        (("*",), "hub.example/me/mine:latest", True),
+        (("hub.example/*",), "hub.example/me/mine:latest", True),
         (("llama3.2",), "llama3.2-evil:latest", False),
         ((), "llama3.2:3b", False),
     ],
 )
 def test_models_by_pattern(patterns, model, allowed):
-    """A pattern without a tag stands for all tags, and for no other name."""
+    """A pattern without a tag stands for all tags, one without a slash for names without one."""
     assert ring(models=patterns).callers[0].may_use(model) is allowed
 
 

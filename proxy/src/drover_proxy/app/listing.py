@@ -27,7 +27,7 @@ def info(call: Call) -> None:
 
 def models(call: Call) -> None:
     """Answer /api/tags and /v1/models."""
-    if (call.caller.sees_all and not call.parts.catalogue.hidden) or call.ex.method == b"HEAD":
+    if call.caller.sees_all and not call.parts.catalogue.hidden:
         info(call)
     else:
         call.later(_filtered(call))

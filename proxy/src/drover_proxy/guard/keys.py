@@ -94,11 +94,13 @@ NOBODY = Caller("", frozenset(), ())
 
 
 def _matches(patterns: tuple[str, ...], model: str) -> bool:
-    # `llama3.2` in a list of patterns means all of its tags, as a person would expect.
+    # `llama3.2` in a list of patterns means all of its tags, as a person would expect; and `llama*` means no
+    # `llama-of-mine.example/evil/model`.
     name = model.rpartition(":")[0]
     return any(
         fnmatch.fnmatchcase(model, pattern) or (":" not in pattern and fnmatch.fnmatchcase(name, pattern))
         for pattern in patterns
+        if "/" in pattern or "/" not in model or pattern == "*"
     )
 
 
