@@ -148,11 +148,12 @@ class ClientConnection(BodyReader):
         if not again:
             if self._known > 2:  # else it may have been the empty line
                 known = min(self._known, len(data))
-            end = data.find(b"\r\n\r\n", known - 3 if known > 3 else 0) + 4
+            place = data.find(b"\r\n\r\n", known - 3 if known > 3 else 0)
+            end = place + 4 if place >= 0 else 0  # 0: the head isn't whole yet
         self._known = 0
-        if (end if end > 3 else len(data)) > limits.header_bytes:
+        if (end or len(data)) > limits.header_bytes:
             raise BadRequest(431, "head_too_long", f"a head of more than {limits.header_bytes} bytes")
-        if end == 3:
+        if not end:
             if fault := find_fault(data, known):
                 raise bad(fault)
             self._known = len(data)

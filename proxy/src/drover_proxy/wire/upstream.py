@@ -204,11 +204,11 @@ class UpstreamConnection:
             while True:
                 head = heads.again(data)
                 if head is None:
-                    end = data.find(b"\r\n\r\n", known - 3 if known > 3 else 0) + 4
-                    if end == 3:
+                    end = data.find(b"\r\n\r\n", known - 3 if known > 3 else 0)
+                    if end < 0:
                         self._partial_head(data, known)
                         return
-                    head = heads.read(data[:end])
+                    head = heads.read(data[: end + 4])
                 if head.status >= 200:
                     break
                 relay.interim(head.status, head.relayed + b"\r\n")
