@@ -110,6 +110,22 @@ def test_a_page_that_can_not_be_written_cuts_nothing(make_systemd):
     assert [line["cut"] for line in systemd.rig.lines("stopped")] == [0]
 
 
+def test_a_new_process_that_can_tell_nothing_serves(make_systemd):
+    """It says so, and the old one finishes what it has."""
+    systemd = make_systemd(knobs={"tokens_per_second": 200})
+    thread, lines = generate(systemd, SMALL, 300)
+    eventually(lambda: len(lines) > 10)
+    (systemd.runtime / "lock").unlink()
+    (systemd.runtime / "lock").mkdir()
+    systemd.restart()
+    assert [line["error"] for line in systemd.rig.lines("handover_page_unwritten")]
+    thread.join()
+    assert lines[-1]["done"]
+    other, more = generate(systemd, SMALL, 5)
+    other.join()
+    assert more[-1]["done"]
+
+
 def test_slots_and_models_of_an_old_process_are_left_alone(make_systemd):
     """The new process waits for the slot of an old stream, and doesn't evict its model."""
     # The stream has to outlast a start, which takes seconds on a host that is busy.

@@ -50,9 +50,16 @@ class Handover:
         where = folder()
         if where is None:
             return
-        self._sharing = sharing = Sharing(where, addresses, self._log)
-        if sharing.look():
-            sharing.open()
+        try:
+            sharing = Sharing(where, addresses, self._log)
+            if sharing.look():
+                sharing.open()
+        except OSError as error:  # a full disk: better to serve than to count well
+            message = "an old process isn't heard, nor hears of us: both may use the same slots until it ends"
+            self._log.error("handover_page_unwritten", message=message, error=str(error))
+            return
+        self._sharing = sharing
+        if sharing.siblings:
             self._runtime.sharing = sharing
             old = [{"pid": page.pid, "requests": page.requests} for page in sharing.siblings]
             self._log.info("taking_over", processes=old)
