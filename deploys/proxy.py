@@ -201,10 +201,12 @@ def config(ctx: Context) -> Commands:
 def activate(ctx: Context) -> None:
     """Point to the release, reload or restart what runs from something else, and have the models warmed."""
     serving.link(name="Point to the release", path=f"{RELEASES}/current", target=ctx.notes["release"])
+    program = f"{RELEASES}/current/bin/drover-proxy"
     serving.running(
         name="Open the door",
         names=[SOCKET, SERVICE],
-        reload=f"{RELEASES}/current/bin/drover-proxy reload --config {CONFIG}",
+        reload=f"{program} reload --config {CONFIG}",
+        check=f"{program} check {CONFIG}",
     )
     serving.running(name="Warm up", names=[WARMUP], wait=False)
     operations.guarded(

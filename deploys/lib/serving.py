@@ -25,6 +25,7 @@ STATES = (
 )
 # $0 is the unit.
 RESTART = 'systemctl {block}restart -- "$0" || {{ systemctl status --no-pager -n 20 -- "$0" >&2; exit 1; }}'
+NOT_RESTARTED = "echo 'not restarted: it could not start from what lies there, and serves on as it was' >&2"
 ACCOUNT = (
     'set -eu; PATH="$PATH:/usr/sbin:/sbin"; getent group "$0" >/dev/null || groupadd --system "$0"; '
     'id -u "$0" >/dev/null 2>&1 || useradd --system --gid "$0" --home-dir "$1" --no-create-home '
@@ -95,7 +96,9 @@ def units(names: list[str]) -> dict[str, Unit]:
 
 
 @operation()
-def running(names: list[str], one_by_one: str = "", wait: bool = True, reload: str = "") -> Commands:
+def running(
+    names: list[str], one_by_one: str = "", wait: bool = True, reload: str = "", check: str = ""
+) -> Commands:
     """Have units enabled and running from what lies there now; restart only those that run from other things.
 
     Whether a unit is stale is read off the unit itself, so the next run makes good one that was stopped
@@ -105,6 +108,7 @@ def running(names: list[str], one_by_one: str = "", wait: bool = True, reload: s
     + one_by_one: a command to wait by after each restart, while the others serve; "{unit}" stands for it
     + wait: wait until they are up
     + reload: has the unit that names files for it read them again; exit code 3 when that takes a restart
+    + check: says whether what lies there could be started; else what runs is left as it is
     """
     found = units(names)
     stale = [name for name in names if found[name].runs and found[name].is_stale]
@@ -127,6 +131,8 @@ def running(names: list[str], one_by_one: str = "", wait: bool = True, reload: s
             *down,
         )
     restart = RESTART.format(block=block)
+    if check:
+        restart = f"{check} >/dev/null || {{ {NOT_RESTARTED}; exit 1; }}; {restart}"
     for name in stale:
         wait_for = one_by_one.replace("{unit}", shlex.quote(name))
         yield operations.script(f"{restart}; {wait_for or ':'}", name)

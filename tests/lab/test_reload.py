@@ -88,6 +88,15 @@ def test_tls_begins_with_a_restart_and_a_broken_certificate_closes_no_door(
         assert deploy() == set()
     assert host.run(LIFE).stdout == life
 
+    with host_vars(fleet_dir, host, proxy_tls_cert=renewed, proxy_tls_key=key):
+        host.run("echo another >/run/drover/started/drover-proxy.service")  # as one of an older release
+        done = run_pyinfra("--limit", host.name, deploy=PROXY)
+        assert done.rc != 0
+        assert "tls.cert, tls.key: " in done.output
+        assert "not restarted: " in done.output
+    assert shown() == renewed.strip()
+    assert host.run(LIFE).stdout == life
+
     assert "Open the door" in deploy()
     assert host.run(LIFE).stdout != life
     assert httpx.get(f"http://{host.address}:8080/api/tags").status_code == 401

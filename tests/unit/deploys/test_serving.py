@@ -96,6 +96,27 @@ def test_a_stale_unit_is_restarted_alone_and_waited_for(scripted):
     assert "wait b.service" in found[1]
 
 
+@pytest.mark.parametrize("started", ["dd bb", "aa cc"])
+def test_nothing_is_restarted_into_what_could_not_start(scripted, tmp_path, monkeypatch, started):
+    """Neither where it runs from something else, nor where a reload takes a restart: it serves on."""
+    scripted.facts[Lines] = [
+        *("== a.service", "ActiveState=active", "NeedDaemonReload=no", "UnitFileState=enabled"),
+        *("Current=aa bb", f"Started={started}"),
+    ]
+    ran = tmp_path / "ran"
+    (tmp_path / "systemctl").write_text(f'#!/bin/sh\necho "$*" >>{ran}\n')
+    (tmp_path / "systemctl").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    for code in (0, 1):
+        ran.write_text("")
+        check = f"sh -c 'echo fine; echo bad key >&2; exit {code}'"
+        found = commands_of(serving.running, names=["a.service"], reload="sh -c 'exit 3'", check=check)
+        done = [perform(command) for command in found][-1]
+        assert done.returncode == code
+        assert ("restart -- a.service" in ran.read_text()) is (code == 0)
+    assert done.stderr.startswith("bad key\nnot restarted: ")
+
+
 def test_a_unit_whose_files_can_be_read_again_is_asked_to(scripted, tmp_path, monkeypatch):
     """It is restarted only where that takes a restart; where it refuses, the deploy fails with its words."""
     scripted.facts[Lines] = [
