@@ -23,8 +23,10 @@ STATES = (
     'systemctl show "$unit" -p ActiveState,SubState,NeedDaemonReload,UnitFileState; '
     'echo "Current=$({fingerprint} "$unit")"; echo "Started=$(cat "/run/drover/started/$unit")"; done'
 )
-# $0 is the unit.
-RESTART = 'systemctl {block}restart -- "$0" || {{ systemctl status --no-pager -n 20 -- "$0" >&2; exit 1; }}'
+RESTART = (
+    'systemctl {block}restart -- "$0" "$@" || '
+    '{{ systemctl status --no-pager -n 20 -- "$0" "$@" >&2; exit 1; }}'
+)
 NOT_RESTARTED = "echo 'not restarted: it could not start from what lies there, and serves on as it was' >&2"
 ACCOUNT = (
     'set -eu; PATH="$PATH:/usr/sbin:/sbin"; getent group "$0" >/dev/null || groupadd --system "$0"; '
@@ -122,15 +124,10 @@ def running(
     yield operations.script("systemctl daemon-reload")
     if disabled:
         yield operations.script('systemctl -q enable -- "$0" "$@"', *disabled)
+    restart = RESTART.format(block=block)
     if down:
         # One that failed too often has to be forgiven first.
-        yield operations.script(
-            'systemctl reset-failed -- "$0" "$@" 2>/dev/null || true; '
-            f'systemctl {block}restart -- "$0" "$@" || '
-            '{ systemctl status --no-pager -n 20 -- "$0" "$@" >&2; exit 1; }',
-            *down,
-        )
-    restart = RESTART.format(block=block)
+        yield operations.script(f'systemctl reset-failed -- "$0" "$@" 2>/dev/null || true; {restart}', *down)
     if check:
         restart = f"{check} >/dev/null || {{ {NOT_RESTARTED}; exit 1; }}; {restart}"
     for name in stale:
