@@ -37,12 +37,11 @@ CHUNKS, GAP_SECONDS = 100, 0.02
 HELD, HELD_CHUNKS, HELD_GAP_SECONDS, HELD_SPREAD_SECONDS = 5000, 36, 0.25, 5.0
 """Streams slow enough for one core, opened slowly enough that all are open for four seconds."""
 QUICK_NAMES = ("drover", figures.PURE, "nginx", "go", "vllm-router")
-STREAM_PEERS_QUICK = ("drover", "nginx", "go", "direct")
 ROUTERS = ("vllm-router", "smg")
 """They know OpenAI's paths and no others."""
 JUDGED, MORE_ROUNDS = ("drover", "nginx", "go", "direct"), 6
 """Between whom the bars of a chunk are, and how often more these are measured in a whole run: a chunk's cost
-differs by a few per cent among them, and by half from round to round."""
+differs by a few per cent among them, and by half from round to round. A quick run has no others' streams."""
 STALLED = ("drover", figures.PURE, "nginx", "go", "direct")
 FILES = 16_384
 """Open files that 5,000 streams take on both sides, and some."""
@@ -169,9 +168,9 @@ class Run:
         """Measure streams, all contestants in turns, and what the upstream does without any."""
         options = self.options
         names = [*options.only, "direct"]
-        if options.quick:
-            names = [name for name in names if name in STREAM_PEERS_QUICK]
         judged = [name for name in names if name in JUDGED]
+        if options.quick:
+            names = judged
         for count in options.streams:
             # One core can't keep up with the most: that is seen once, and its figures are no headline.
             turns = [names] * (options.rounds if count <= figures.STREAMS else 1)
