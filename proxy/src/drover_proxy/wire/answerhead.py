@@ -7,7 +7,7 @@ import re
 
 from drover_proxy.wire import fields
 from drover_proxy.wire.fields import Fields, find_fault
-from drover_proxy.wire.head import LENGTH_DIGITS
+from drover_proxy.wire.head import is_length
 from drover_proxy.wire.headers import connection_tokens, without_hop_by_hop
 from drover_proxy.wire.limits import ANSWER_HEAD_BYTES
 
@@ -72,7 +72,7 @@ class AnswerHead:
         chunked = False
         for name, value in self.fields:
             if name == b"content-length":
-                if length is not None or not value.isdigit() or len(value) > LENGTH_DIGITS:
+                if length is not None or not is_length(value):
                     raise BadAnswer("its Content-Length is not one plain number")
                 length = value
             elif name == b"transfer-encoding":

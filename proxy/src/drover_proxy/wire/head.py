@@ -47,6 +47,11 @@ def bad(message: str) -> BadRequest:
     return BadRequest(400, "bad_request", message)
 
 
+def is_length(value: bytes) -> bool:
+    """Say whether this is one plain number, and not too long a one."""
+    return value.isdigit() and len(value) <= LENGTH_DIGITS
+
+
 def target_of(raw: bytes) -> bytes:
     """Give the target that a refused head seems to be for, b"" if it can't be told; only for error bodies."""
     start = START.match(raw[:MEMO_BYTES])
@@ -127,7 +132,7 @@ class HeadParser:
         before, digits, behind = cut(raw)
         digest = digest_of(before, behind)
         known = heads.get(digest)
-        if known is not None and (not behind or (digits.isdigit() and len(digits) <= LENGTH_DIGITS)):
+        if known is not None and (not behind or is_length(digits)):
             self._recall(known, before, digits, behind)
             return
         self._read(raw, limits)
@@ -234,7 +239,7 @@ class HeadParser:
             if name not in _OURS:
                 continue
             if name == b"content-length":
-                if length is not None or not value.isdigit() or len(value) > LENGTH_DIGITS:
+                if length is not None or not is_length(value):
                     raise bad("Content-Length must be one plain number, once")
                 length = value
                 self._length_at = at
