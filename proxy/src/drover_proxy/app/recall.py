@@ -15,6 +15,7 @@ import msgspec
 
 from drover_proxy.core.learned import Learned
 from drover_proxy.drivers.log import Log
+from drover_proxy.drivers.notify import given_folder
 
 FILE = "learned.json"
 FORMAT = 1
@@ -22,8 +23,7 @@ FORMAT = 1
 
 def state_folder(environment: Mapping[str, str] = os.environ) -> Path | None:
     """Return the folder that outlives the process and the boot, if systemd made one."""
-    named = environment.get("STATE_DIRECTORY", "").partition(":")[0]
-    return Path(named) if named else None
+    return given_folder("STATE_DIRECTORY", environment)
 
 
 class _Kept(msgspec.Struct):

@@ -10,6 +10,7 @@ import socket
 import ssl
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from drover_proxy import __version__
@@ -86,30 +87,26 @@ class Service:
         self._public.handshake_failed = self._handshake_failed
         self._reloader = Reloader(path, self._parts, self._public, keys)
         if (shared := folder()) is not None:
-            door.signatures.replays.keep_in(shared, self._replays_unkept)
+            door.signatures.replays.keep_in(shared, partial(self._signatures_unkept, "restart"))
         self._outlive_reboots()
         self._handover = Handover(self._log, runtime, self._public, self._admin)
         self._chores: list[asyncio.Task[None]] = []
 
-    def _replays_unkept(self, error: OSError) -> None:
-        message = "a restart forgets which signed requests came already, and could take one a second time"
+    def _signatures_unkept(self, over: str, error: OSError) -> None:
+        message = f"a {over} forgets which signed requests came already, and could take one a second time"
         self._log.error("signatures_not_kept", message=message, error=str(error))
 
     def _outlive_reboots(self) -> None:
         """Find out which signed requests came before a reboot, and keep those that come now."""
         replays = self._parts.door.signatures.replays
-        state = state_folder()
+        state, failed = state_folder(), partial(self._signatures_unkept, "reboot")
         replays.blank = state is None
         if state is not None:
             try:
-                replays.outlive_reboots(Lasting(state, self._replays_unlasting))
+                replays.outlive_reboots(Lasting(state, failed))
             except OSError as error:
                 replays.blank = True
-                self._replays_unlasting(error)
-
-    def _replays_unlasting(self, error: OSError) -> None:
-        message = "a reboot forgets which signed requests came already, and could take one a second time"
-        self._log.error("signatures_not_kept", message=message, error=str(error))
+                failed(error)
 
     def _handshake_failed(self, client: str, error: ssl.SSLError) -> None:
         reason = (error.reason or "unknown").lower()

@@ -21,6 +21,7 @@ from drover_proxy.core.events import SiblingsObserved
 from drover_proxy.core.scheduler import Scheduler
 from drover_proxy.core.sharing import Holdings, combined
 from drover_proxy.drivers.log import Log
+from drover_proxy.drivers.notify import given_folder
 
 LOCK = "lock"
 SUFFIX = ".page"
@@ -53,8 +54,7 @@ class Page(msgspec.Struct, frozen=True):
 
 def folder() -> Path | None:
     """Return where the pages are: the service's runtime directory, if systemd made one."""
-    named = os.environ.get("RUNTIME_DIRECTORY", "").split(":")[0]
-    return Path(named) if named else None
+    return given_folder("RUNTIME_DIRECTORY")
 
 
 class Sharing:

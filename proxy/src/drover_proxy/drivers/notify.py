@@ -1,4 +1,4 @@
-"""Tells systemd how the service is: sd_notify's protocol, which is one datagram a message."""
+"""What systemd and the service tell each other: datagrams of sd_notify's protocol, and variables."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import contextlib
 import os
 import socket
 import time
+from collections.abc import Mapping
+from pathlib import Path
 
 
 class Notifier:
@@ -43,6 +45,12 @@ class Notifier:
     def close(self) -> None:
         """Close the socket."""
         self._socket.close()
+
+
+def given_folder(variable: str, environment: Mapping[str, str] = os.environ) -> Path | None:
+    """Return the folder that systemd made for the service and named in this variable, if it made one."""
+    named = environment.get(variable, "").partition(":")[0]
+    return Path(named) if named else None
 
 
 def watchdog_seconds() -> float | None:
