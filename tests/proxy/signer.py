@@ -30,9 +30,10 @@ class Signer:
         path: str,
         *,
         headers_too: dict[str, str] | None = None,
+        stamp: int | None = None,
         **more,
     ) -> httpx.Response:
-        """Send a signed request."""
-        stamp = int(time.time())
+        """Send a signed request; the same one again where the stamp is given."""
+        stamp = int(time.time()) if stamp is None else stamp
         headers = {"authorization": self.authorization(method, path, stamp)} | (headers_too or {})
         return client.request(method, f"{path}?ts={stamp}", headers=headers, **more)
